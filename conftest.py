@@ -1,0 +1,75 @@
+"""Surroundings of every test and every notebook kernel: kernels inherit the environment set here."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent
+DATA_BESIDE_THE_REPOSITORY = ROOT.parent / "shared" / "omniglot-py"
+# Scopes that run longest, longest first: a worker that starts one of them last would keep the other idle.
+SLOWEST_FIRST = ("notebooks/08_", "notebooks/05_", "notebooks/07_", "tests/test_notebook_changes.py")
+
+
+def prepare_environment(environ=os.environ):
+    """Set what stored numbers depend on. Also called by tests/refresh_notebooks.py, so that both agree."""
+    environ["OMP_NUM_THREADS"] = "1"  # two kernels with spinning threads on two cores all but stop
+    environ.pop("MPLBACKEND", None)  # "Agg" here would take the inline figures out of the notebooks
+    if environ.get("MAML_EDU_TEST_DEVICE") != "cuda":
+        environ["CUDA_VISIBLE_DEVICES"] = ""  # stored numbers are CPU numbers
+    environ.setdefault("MAML_EDU_PRESET", "quick")
+    if environ.get("MAML_EDU_DATA"):
+        environ["MAML_EDU_DATA"] = str(Path(environ["MAML_EDU_DATA"]).expanduser().resolve())
+    elif DATA_BESIDE_THE_REPOSITORY.is_dir():
+        environ["MAML_EDU_DATA"] = str(DATA_BESIDE_THE_REPOSITORY)
+
+
+def warm_font_cache():
+    """Build matplotlib's font cache: a kernel that builds it says so on stderr, and its notebook fails."""
+    import matplotlib.font_manager  # noqa: F401  (importing it builds the cache when there is none)
+
+
+prepare_environment()
+warm_font_cache()
+
+
+def pytest_configure(config):
+    import matplotlib
+
+    matplotlib.use("Agg")  # this process only, not the kernels: tests need no window
+    sanitize = getattr(config.option, "nbval_sanitize_with", None)
+    if sanitize:
+        config.option.nbval_sanitize_with = str(ROOT / sanitize)  # pytest may be started in any folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Stable sort: the slowest scopes first, everything else in the order it was collected."""
+
+    def rank(item):
+        starts = [item.nodeid.startswith(prefix) for prefix in SLOWEST_FIRST]
+        return starts.index(True) if any(starts) else len(starts)
+
+    items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """As --dist=loadscope, but every test that runs a changed notebook may go to any worker."""
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            if nodeid.startswith("tests/test_notebook_changes.py"):
+                return nodeid
+            return super()._split_scope(nodeid)
+
+    return Scheduling(config, log)

@@ -1,0 +1,291 @@
+"""The command line: python -m maml_edu train | evaluate | data. Every run leaves result.json and checkpoint.pt."""
+
+import argparse
+import functools
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from . import meta_gradient
+from .evaluation import evaluate
+from .models import conv4, cross_entropy, mlp, mse
+from .results import provenance, result, write_result
+from .sine import SineTasks
+from .training import load_checkpoint, save_checkpoint, train
+
+METHODS = {name: getattr(meta_gradient, name) for name in ("maml", "fomaml", "reptile", "joint")}
+METHODS["oracle"] = meta_gradient.joint  # joint training on tasks that are told to the model
+
+# What each preset means; a flag on the command line overrides its entry.
+PRESETS = {
+    ("sine", "quick"): dict(shots=10, test_shots=5, steps=1, test_steps=10, alpha=0.001, tasks=25, iterations=5000, lr=1e-3),
+    ("sine", "full"): dict(shots=10, test_shots=5, steps=1, test_steps=10, alpha=0.001, tasks=25, iterations=70_000, lr=1e-3),
+    ("characters", "quick"): dict(shots=1, steps=1, test_steps=3, alpha=0.4, tasks=8, iterations=600, lr=5e-3, filters=32),
+    ("characters", "full"): dict(shots=1, steps=1, test_steps=3, alpha=0.4, tasks=32, iterations=60_000, lr=1e-3, filters=64),
+}
+for smoke in ("sine", "characters"):
+    PRESETS[smoke, "smoke"] = {**PRESETS[smoke, "quick"], "iterations": 20}
+TEST_ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # joint training has no α of its own: chosen on validation tasks
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. Impossible settings are one line on stderr and exit code 2."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    try:
+        return {"train": _train, "evaluate": _evaluate, "data": _data}[args.command](args)
+    except (ValueError, FileNotFoundError, FileExistsError, RuntimeError) as error:
+        print(f"maml_edu: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m maml_edu", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("train", "meta-train and evaluate"), ("evaluate", "evaluate a checkpoint on fresh test tasks")):
+        p = commands.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        p.add_argument("--dataset", choices=("omniglot", "glyphs", "sine"), default="omniglot")
+        p.add_argument("--preset", choices=("smoke", "quick", "full"), default=os.environ.get("MAML_EDU_PRESET", "quick"))
+        p.add_argument("--method", choices=tuple(METHODS), default="maml")
+        p.add_argument("--ways", type=int, default=5)
+        for flag, kind, text in (
+            ("shots", int, "examples per class, or per sine"),
+            ("test-shots", int, "shots at test; default: as in training"),
+            ("queries", int, "query examples per class; default: as many as shots"),
+            ("steps", int, "inner steps in training"),
+            ("test-steps", int, "inner steps at test: the headline score is the one after these"),
+            ("alpha", float, "inner step size"),
+            ("tasks", int, "tasks per meta-batch"),
+            ("iterations", int, "outer steps"),
+            ("filters", int, "filters per convolution"),
+            ("lr", float, "outer learning rate (Adam)"),
+        ):
+            p.add_argument(f"--{flag}", type=kind, default=None, help=text + "; default: the preset's")
+        p.add_argument("--init", choices=("fan-in", "paper"), default="paper", help="initial weights of the sine network")
+        p.add_argument("--schedule", choices=("constant", "cosine"), default="constant")
+        p.add_argument("--learn-alpha", action="store_true", help="learn one α per parameter tensor and inner step")
+        p.add_argument("--split", choices=("finn", "lake"), default="finn")
+        p.add_argument("--test-tasks", type=int, default=600)
+        p.add_argument("--seed", type=int, default=0)
+        p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+        p.add_argument("--threads", type=int, default=1, help="CPU threads; small networks are fastest with 1")
+        p.add_argument("--out", type=Path, required=True, help="folder for result.json and checkpoint.pt")
+        if name == "train":
+            p.add_argument("--resume", action="store_true")
+        else:
+            p.add_argument("--checkpoint", required=True, help="a file, or the name of a shipped checkpoint")
+    data = commands.add_parser("data", help="download Omniglot, or verify it where MAML_EDU_DATA points")
+    data.add_argument("--root", default=None)
+    data.set_defaults(threads=1)
+    return parser
+
+
+def _settings(args):
+    """The preset, overridden by the flags that were given."""
+    chosen = dict(PRESETS["sine" if args.dataset == "sine" else "characters", args.preset])
+    given = {k: v for k, v in vars(args).items() if v is not None}
+    settings = {**chosen, **given}
+    settings.setdefault("queries", settings["shots"])
+    settings.setdefault("test_shots", settings["shots"])
+    if settings["method"] == "oracle" and settings["dataset"] != "sine":
+        raise ValueError("the oracle is told amplitude and phase: it exists for --dataset sine only")
+    if settings["method"] == "oracle":
+        settings["test_steps"] = 0  # it knows the task, so it has nothing to adapt
+    return settings
+
+
+def _device(name):
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} is not available here ({str(error).splitlines()[0]}); try --device cpu") from error
+    return torch.device(name)
+
+
+def _problem(s, device):
+    """Model, loss, samplers for training, validation and test, the metric, and what the protocol says of them."""
+    generator = torch.Generator().manual_seed(s["seed"])
+    if s["dataset"] == "sine":
+        tasks, reveal = SineTasks(), s["method"] == "oracle"
+        model = mlp((3 if reveal else 1, 40, 40, 1), generator=generator, device=device, init=s["init"])
+        sample = functools.partial(tasks.sample, device=device, reveal=reveal)
+        samplers = (
+            lambda n, generator: sample(n, s["shots"], s["queries"], generator=generator),
+            *[lambda n, generator: sample(n, s["test_shots"], 100, generator=generator)] * 2,
+        )
+        about = {"model": f"mlp {3 if reveal else 1}-40-40-1 relu", "init": s["init"], "test_queries": 100}
+        return model, mse(model.apply), samplers, "loss", about
+    from .episodes import Episodes, characters, split
+
+    source = characters(s["dataset"])
+    parts = split(source, s["split"])
+    episodes = [
+        Episodes(part, s["ways"], s["shots"] if i == 0 else s["test_shots"], s["queries"], device=device)
+        for i, part in enumerate(parts)
+    ]
+    model = conv4(s["ways"], s["filters"], generator=generator, device=device)
+    protocol = {
+        "split": s["split"],
+        "ways": s["ways"],
+        "rotations": True,
+        "resize": "28×28, Lanczos on grey levels" if source.source == "omniglot" else "drawn at 28×28",
+        "loss": "mean cross-entropy",
+        "statistics": "transductive",
+        "filters": s["filters"],
+    }
+    return model, cross_entropy(model.apply), [e.sample for e in episodes], "accuracy", protocol
+
+
+def _train(args):
+    s = _settings(args)
+    device = _device(s["device"])
+    model, loss, (training, validation, test), metric, about = _problem(s, device)
+    out = s["out"]
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "checkpoint.pt").exists() and not s["resume"]:
+        raise FileExistsError(f"{out} already holds a run: continue it with --resume, or name another --out")
+    started = time.monotonic()
+    with _Lock(out / "lock"):
+        trained = train(
+            model,
+            loss,
+            training,
+            METHODS[s["method"]],
+            iterations=s["iterations"],
+            tasks=s["tasks"],
+            alpha=s["alpha"],
+            steps=s["steps"],
+            lr=s["lr"],
+            schedule=s["schedule"],
+            learn_alpha=s["learn_alpha"],
+            generator=torch.Generator().manual_seed(s["seed"] + 1),
+            progress=f"{s['dataset']} {s['method']}",
+            checkpoint=out / "checkpoint.pt",
+            resume=s["resume"],
+        )
+        done = len(trained.history["query_loss"])
+        if done < s["iterations"]:
+            print(f"stopped after {done} of {s['iterations']} iterations; no result written. Continue with --resume")
+            return 1
+        s["alpha"] = trained.alpha
+        _score_and_write(s, model._replace(theta=trained.theta), loss, validation, test, metric, about, started, trained)
+    return 0
+
+
+def _evaluate(args):
+    s = _settings(args)
+    device = _device(s["device"])
+    model, loss, (_, validation, test), metric, about = _problem(s, device)
+    trained, _ = load_checkpoint(args.checkpoint, model)
+    s["alpha"] = trained.alpha
+    theta = {name: p.to(device) for name, p in trained.theta.items()}
+    s["out"].mkdir(parents=True, exist_ok=True)
+    _score_and_write(s, model._replace(theta=theta), loss, validation, test, metric, about, time.monotonic(), trained)
+    return 0
+
+
+def _score_and_write(s, model, loss, validation, test, metric, about, started, trained):
+    score = functools.partial(evaluate, model, loss, steps=s["test_steps"], tasks=s["test_tasks"], metric=metric)
+    if s["method"] == "joint" and s["test_steps"]:
+        generator = [torch.Generator().manual_seed(s["seed"] + 3) for _ in TEST_ALPHAS]
+        tried = [score(validation, alpha=a, generator=g)[-1] for a, g in zip(TEST_ALPHAS, generator)]
+        best = min(range(len(tried)), key=lambda i: tried[i].median if metric == "loss" else -tried[i].median)
+        if metric == "loss":
+            means = [t.mean if t.mean is not None else float("inf") for t in tried]
+            best = means.index(min(means))
+        s["alpha"], about = TEST_ALPHAS[best], {**about, "alpha_chosen_on": "validation tasks, by the mean"}
+    scores = score(test, alpha=s["alpha"], generator=torch.Generator().manual_seed(s["seed"] + 2))
+    seconds = time.monotonic() - started
+    protocol = {
+        **about,
+        "shots": s["shots"],
+        "test_shots": s["test_shots"],
+        "queries": s["queries"],
+        "tasks": s["test_tasks"],
+        "meta_batch": s["tasks"],
+        "iterations": s["iterations"],
+        "outer": f"Adam, lr {s['lr']:g}, {s['schedule']}",
+        "alpha": _plain(s["alpha"]),
+        "alpha_learned": s["learn_alpha"],
+        "inner_steps_train": s["steps"],
+        "inner_steps": s["test_steps"],
+    }
+    name = f"sine {s['test_shots']}-shot" if s["dataset"] == "sine" else f"{s['dataset']} {s['ways']}-way {s['test_shots']}-shot"
+    curve = trained.history.get("query_loss", torch.zeros(0))
+    size = max(1, len(curve) // 200)
+    more = {"curve": {"every": size, "query_loss": [round(c.mean().item(), 4) for c in curve.split(size)]}} if len(curve) else {}
+    where = provenance(s["seed"], seconds, str(_device(s["device"])))
+    write_result(s["out"] / "result.json", result(name, s["method"], protocol, scores, where, metric=metric, **more))
+    trained = trained._replace(alpha=s["alpha"])
+    save_checkpoint(s["out"] / "final.pt", trained, experiment=name, method=s["method"], protocol=protocol)
+    for one in scores:
+        if one.mean is None:
+            print(f"{one.step:3d} steps: {one.diverged} of {one.n} tasks diverged, median {one.median:.3f}")
+        else:
+            print(f"{one.step:3d} steps: {metric} {one.mean:.4f} ± {one.half_width:.4f}, median {one.median:.4f}")
+    print(f"wrote {s['out'] / 'result.json'}")
+
+
+def _plain(alpha):
+    """α for JSON: numbers, rounded to what is worth reading."""
+    if isinstance(alpha, (list, tuple)):
+        return [_plain(a) for a in alpha]
+    if isinstance(alpha, dict):
+        return {name: _plain(a) for name, a in alpha.items()}
+    return round(float(alpha), 5)
+
+
+def _data(args):
+    from .omniglot import omniglot
+
+    found = omniglot(args.root)
+    print(f"Omniglot: {len(found.names)} characters of {len(set(found.alphabets))} alphabets, content verified")
+    return 0
+
+
+class _Lock:
+    """One run per folder: a file with the process id of the run; one whose process is gone is stale and is taken over."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self):
+        try:
+            with open(self.path, "x") as file:
+                file.write(str(os.getpid()))
+        except FileExistsError:
+            text = self.path.read_text().strip()
+            if text.isdigit() and _alive(int(text)):
+                raise RuntimeError(
+                    f"another run (process {text}) is writing into {self.path.parent}; wait for it, or name another --out"
+                ) from None
+            print(f"taking over {self.path.parent}: the run that held it is gone")
+            self.path.write_text(str(os.getpid()))
+
+    def __exit__(self, *error):
+        self.path.unlink(missing_ok=True)
+
+
+def _alive(pid):
+    if os.name == "nt":  # os.kill would end the process there
+        import ctypes
+
+        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)
+        return bool(handle) and bool(ctypes.windll.kernel32.CloseHandle(handle))
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

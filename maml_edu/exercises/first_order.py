@@ -1,0 +1,5 @@
+"""Exercises of notebook 04: first-order approximations."""
+
+from maml_edu.exercises import Exercise
+
+EXERCISES: list[Exercise] = []

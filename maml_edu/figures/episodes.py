@@ -1,0 +1,3 @@
+"""Figures of notebook 07: few-shot classification."""
+
+__all__: list[str] = []

@@ -1,0 +1,205 @@
+"""Figures of notebook 04: first-order approximations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from .style import COLOURS, STYLES, line
+
+__all__ = [
+    "angle_against_alpha",
+    "during_training",
+    "fixed_points_on_meta_loss",
+    "gradients_against_theta",
+    "meta_descent",
+    "pull_back_factor",
+    "scores_with_intervals",
+    "taylor_coefficients",
+    "three_directions",
+]
+
+NAMES = {"maml": "MAML", "fomaml": "FOMAML", "reptile": "Reptile", "joint": "joint training"}
+
+# One dash, marker and grey for each number of inner steps, in the order given.
+_BY_STEPS = [
+    dict(color="#000000", linestyle="-", marker="o"),
+    dict(color="#555555", linestyle="--", marker="s"),
+    dict(color="#888888", linestyle="-.", marker="^"),
+    dict(color="#AAAAAA", linestyle=":", marker="D"),
+]
+
+
+def three_directions(
+    ax: Axes, curvature: Sequence[float], centres: dict[str, Sequence[float]], path: Tensor, gradients: dict[str, Tensor]
+) -> Axes:
+    """Contours of ½Σ h(θ − c)² for support and query, the inner path [K+1, 2], and −gradient of each method at θ.
+
+    Arrows have one common length: only their direction counts.
+    """
+    path = path.numpy()
+    corners = np.vstack([path, *centres.values()])
+    low, high = corners.min(0) - 0.9, corners.max(0) + 0.9
+    x, y = np.meshgrid(np.linspace(low[0], high[0], 200), np.linspace(low[1], high[1], 200))
+    for side, centre in centres.items():
+        value = 0.5 * (curvature[0] * (x - centre[0]) ** 2 + curvature[1] * (y - centre[1]) ** 2)
+        dashes = "solid" if side == "support" else "dashed"
+        ax.contour(x, y, value, levels=[0.1, 0.5, 1.2], colors=COLOURS[side], linewidths=1.3, linestyles=dashes)
+        ax.plot(*centre, color=COLOURS[side], marker="+", markersize=11, markeredgewidth=2.5)
+        ax.annotate(
+            f"{side} minimum", centre, xytext=(0, -8), textcoords="offset points", ha="center", va="top", fontsize=11
+        )
+    ax.plot(*path.T, color=COLOURS["after"], marker=".", linewidth=1.5)
+    ax.annotate("φ", path[-1], xytext=(-4, -16), textcoords="offset points", color=COLOURS["after"], fontsize=14)
+    ax.annotate("θ", path[0], xytext=(-18, -4), textcoords="offset points", fontsize=14)
+    for method, gradient in gradients.items():
+        step = -gradient.numpy() / max(float(gradient.norm()), 1e-12)
+        tip = path[0] + 1.1 * step
+        arrow = dict(arrowstyle="-|>", color=COLOURS[method], linewidth=2.5, linestyle=line(method)["linestyle"])
+        ax.annotate("", tip, path[0], arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 18})
+        ax.annotate(
+            NAMES[method], tip + 0.08 * step, color=COLOURS[method], va="center", ha="left" if step[0] > 0.3 else "center",
+            fontweight="bold",
+        )  # fmt: skip
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="θ₁  (flat direction)", ylabel="θ₂  (steep direction)")
+    ax.set_aspect("equal")
+    return ax
+
+
+def fixed_points_on_meta_loss(
+    ax: Axes, theta: Tensor, meta_loss: Tensor, points: Mapping[str, tuple[float, float]]
+) -> Axes:
+    """The meta-loss over θ, and for each method the point (θ, meta-loss) where its gradient is zero."""
+    ax.plot(theta, meta_loss, color=COLOURS["truth"])
+    for method, (x, y) in points.items():
+        if not (theta.min() <= x <= theta.max()):
+            continue  # far outside: the printed table has it
+        look = STYLES[method] | {"linestyle": "none", "markersize": 11}
+        ax.plot([x], [y], **look)
+        ax.vlines(x, 0, y, color=COLOURS[method], linestyle=line(method)["linestyle"], linewidth=1.3)
+        ax.annotate(
+            f"{NAMES[method]}\nθ = {x:.2f}", (x, y), xytext=(0, 14), textcoords="offset points", ha="center",
+            color=COLOURS[method], fontweight="bold",
+        )  # fmt: skip
+    ax.set(xlabel="θ", ylabel="meta-loss  (query loss after adaptation)", ylim=(0, None))
+    return ax
+
+
+def meta_descent(ax: Axes, paths: Mapping[str, Sequence[float]], targets: Mapping[str, float], limit: float = 6.0) -> Axes:
+    """θ over the outer steps of each method; a dotted line at each target. Curves are cut where |θ| passes `limit`."""
+    for method, path in paths.items():
+        values = np.where(np.abs(path) <= limit, path, np.nan)
+        ax.plot(values, **line(method))
+        last = np.flatnonzero(np.isfinite(values))[-1]
+        leaves = last < len(values) - 1
+        ax.annotate(
+            f"{NAMES[method]}{' leaves' if leaves else ''}", (last, values[last]), xytext=(6, 0),
+            textcoords="offset points", va="center", color=COLOURS[method], fontweight="bold", annotation_clip=False,
+        )  # fmt: skip
+    for method, target in targets.items():
+        if abs(target) <= limit:
+            ax.axhline(target, color=COLOURS[method], linestyle=":", linewidth=1.3)
+    ax.set(xlabel="outer step", ylabel="θ", xlim=(0, max(map(len, paths.values())) * 1.3))
+    return ax
+
+
+def gradients_against_theta(ax: Axes, theta: Tensor, gradients: Mapping[str, Tensor], mark: float | None = None) -> Axes:
+    """Each method's meta-gradient over θ; grey where MAML's and FOMAML's have opposite signs; `mark` a θ to point at."""
+    ax.axhline(0, color="black", linewidth=1)
+    wrong = (gradients["maml"] * gradients["fomaml"] < 0).numpy()
+    low = float(min(g.min() for g in gradients.values()))
+    high = float(max(g.max() for g in gradients.values()))
+    ax.fill_between(theta, low, high, where=wrong, color="#CCCCCC", alpha=0.7, linewidth=0)
+    if wrong.any():
+        ax.plot([], [], color="#CCCCCC", linewidth=8, label="opposite signs")
+    for method, gradient in gradients.items():
+        ax.plot(theta, gradient, label=NAMES[method], **line(method))
+    if mark is not None:
+        ax.axvline(mark, color="black", linewidth=1, linestyle=":")
+    ax.legend(loc="best")
+    ax.set(xlabel="θ", ylabel="meta-gradient", ylim=(low, high))
+    return ax
+
+
+def pull_back_factor(ax: Axes, alpha_h: Tensor, factors: Mapping[int, Tensor]) -> Axes:
+    """What the recursion multiplies v by, against αh, one curve for each number of inner steps; FOMAML's factor is 1."""
+    ax.axvspan(1, 2, color="#EEEEEE", linewidth=0)
+    ax.axhline(0, color="black", linewidth=1)
+    ax.axhline(1, **line("fomaml"))
+    ax.annotate("FOMAML: always 1", (2, 1), xytext=(4, 0), textcoords="offset points", va="center",
+                color=COLOURS["fomaml"], annotation_clip=False)  # fmt: skip
+    for (steps, factor), look in zip(factors.items(), _BY_STEPS * 3):
+        ax.plot(alpha_h, factor, **look | {"color": COLOURS["maml"]}, markevery=max(1, len(alpha_h) // 10), markersize=5)
+        ax.annotate(f"MAML, K = {steps}", (2, float(factor[-1])), xytext=(4, 5 if steps % 2 else -8),
+                    textcoords="offset points", va="center", color=COLOURS["maml"], annotation_clip=False)  # fmt: skip
+    ax.set(xlabel="αh  (step size × curvature)", ylabel="factor on v", xlim=(0, 2), ylim=(-1.15, 1.15))
+    return ax
+
+
+def taylor_coefficients(
+    axes: Sequence[Axes],
+    steps: Sequence[int],
+    measured: Mapping[str, Tensor],
+    theory: Mapping[str, Sequence[Sequence[float]]],
+    products: Sequence[str],
+) -> Sequence[Axes]:
+    """One panel per product: its coefficient over K, lines from theory, markers as measured (arrays [K, product])."""
+    for i, (ax, product) in enumerate(zip(axes, products)):
+        for method in measured:
+            expected = [row[i] for row in theory[method]]
+            ax.plot(steps, expected, **line(method), linewidth=1.3, label=NAMES[method])
+            ax.plot(steps, measured[method][:, i], **STYLES[method] | {"linestyle": "none", "markersize": 8})
+        ax.set(title=product, xlabel="inner steps K")
+        ax.set_xticks(list(steps))
+        ax.axhline(0, color="black", linewidth=0.6, zorder=0)
+    axes[0].set_ylabel("coefficient of α")
+    handles = [
+        ax_line
+        for method in measured
+        for ax_line in axes[0].plot([], [], **STYLES[method], label=f"{NAMES[method]} (line: theory)")
+    ]
+    axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return axes
+
+
+def angle_against_alpha(ax: Axes, alpha: Sequence[float], angles: Mapping[int, Sequence[float]], title: str) -> Axes:
+    """Degrees between the first-order and the exact meta-gradient over α (log axis), one curve per number of steps."""
+    for (steps, degrees), look in zip(angles.items(), _BY_STEPS * 3):
+        ax.plot(alpha, degrees, **look, markersize=5, label=f"K = {steps}")
+    ax.set_xscale("log")
+    ax.set(title=title, xlabel="inner step size α")
+    ax.grid(alpha=0.25)
+    return ax
+
+
+def during_training(
+    ax: Axes, iterations: Sequence[int], curves: Mapping[str, Sequence[float]], ylabel: str, level: float | None = None
+) -> Axes:
+    """Curves over meta-training, told apart by dash and marker; `level` draws a thin reference line."""
+    for (label, values), look in zip(curves.items(), _BY_STEPS * 3):
+        ax.plot(iterations, values, **look, markersize=5, label=label)
+    if level is not None:
+        ax.axhline(level, color="black", linewidth=1, linestyle=":")
+    if len(curves) > 1:
+        ax.legend(loc="best")
+    ax.set(xlabel="meta-training iteration", ylabel=ylabel, ylim=(0, None))
+    ax.grid(alpha=0.25)
+    return ax
+
+
+def scores_with_intervals(ax: Axes, scores: Mapping[str, Sequence]) -> Axes:
+    """Query loss over inner steps for each method, with 95 % intervals over tasks; scores as `evaluate` returns them.
+
+    Steps at which a task diverged have no mean and are left out.
+    """
+    for method, of_steps in scores.items():
+        kept = [s for s in of_steps if s.mean is not None]
+        x, mean, half = [s.step for s in kept], [s.mean for s in kept], [s.half_width for s in kept]
+        ax.errorbar(x, mean, yerr=half, capsize=3, label=NAMES[method], **STYLES[method] | {"markersize": 5})
+    ax.set(xlabel="inner steps at test time", ylabel="mean squared error", ylim=(0, None))
+    ax.legend(loc="best")
+    ax.grid(alpha=0.25)
+    return ax

@@ -1,0 +1,314 @@
+"""Figures and the result tables of notebook 08: Omniglot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from ..episodes import EpisodeIndices
+from ..evaluation import StepScore
+from ..omniglot import Characters
+from ..results import PUBLISHED_OMNIGLOT
+from ..tasks import TaskBatch
+from .style import COLOURS, STYLES, line
+
+__all__ = [
+    "confident_mistakes",
+    "learned_rates",
+    "omniglot_accuracy",
+    "omniglot_characters",
+    "omniglot_curves",
+    "omniglot_episode",
+    "omniglot_runs",
+    "omniglot_table",
+    "selection_gap",
+]
+
+SETTINGS = ((5, 1), (5, 5), (20, 1), (20, 5))  # the columns (ways, shots) of PUBLISHED_OMNIGLOT
+_GAP = 0.12  # between pictures, in picture widths
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def omniglot_characters(ax: Axes, characters: Characters, which: Sequence[int], drawings: int = 10) -> Axes:
+    """One row per character in `which`, its first drawings side by side, its alphabet at the left."""
+    for row, index in enumerate(which):
+        for column in range(drawings):
+            _picture(ax, column, row, characters.images[index, column])
+        ax.text(-0.15, row + 0.5, _short_name(characters, index), ha="right", va="center", fontsize=11)
+    _canvas(ax, (-0.2, drawings), (0, len(which)))
+    ax.set_title(f"Rows: characters. Columns: drawings by {drawings} people" + _which_data(characters.source))
+    return ax
+
+
+def omniglot_episode(ax: Axes, batch: TaskBatch, task: int, predicted: Tensor | None = None, source: str = "omniglot") -> Axes:
+    """One episode, a column per class: support above, queries below; predicted [T, queries] writes the answers under
+    the queries, with a thick dashed frame and a cross on each wrong one."""
+    ways = int(batch.support_y[task].max()) + 1
+    tops = {}
+    row = 0.0
+    for side, x, y in (("support", batch.support_x, batch.support_y), ("query", batch.query_x, batch.query_y)):
+        tops[side] = row
+        depth = [0] * ways
+        for i in range(x.shape[1]):
+            label = int(y[task, i])
+            place = (label, row + depth[label] * (1.35 if side == "query" and predicted is not None else 1.0))
+            depth[label] += 1
+            _picture(ax, *place, x[task, i, 0], frame=COLOURS[side])
+            if side == "query" and predicted is not None:
+                _verdict(ax, *place, int(predicted[task, i]), label, ways)
+        height = max(depth) * (1.35 if side == "query" and predicted is not None else 1.0)
+        ax.text(-0.1, row + 0.5, side, ha="right", va="center", color=COLOURS["truth"], fontsize=12)
+        row += height + 0.15
+    for label in range(ways):
+        ax.text(label + 0.5, -0.08, f"class {label}" if ways <= 8 else str(label), ha="center", va="bottom", fontsize=11)
+    _canvas(ax, (-0.05, ways), (-0.3, row))
+    return ax
+
+
+def confident_mistakes(ax: Axes, triples: Sequence[tuple[Tensor, Tensor, Tensor, float]]) -> Axes:
+    """Columns of three pictures: the query, the support drawing of the class it was taken for, that of its own class.
+
+    Each triple: (query, taken for, is, probability given to the wrong class).
+    """
+    names = ("query", "taken for", "its class")
+    frames = (COLOURS["query"], COLOURS["fomaml"], COLOURS["support"])
+    for column, (*pictures, probability) in enumerate(triples):
+        for row, (picture, frame) in enumerate(zip(pictures, frames)):
+            _picture(ax, column, row, picture, frame=frame, wrong=row == 1)
+        ax.text(column + 0.5, 3.05, f"{100 * probability:.0f} % sure", ha="center", va="top", fontsize=11)
+    for row, name in enumerate(names):
+        ax.text(-0.1, row + 0.5, name, ha="right", va="center", fontsize=12)
+    _canvas(ax, (-0.05, max(1, len(triples))), (0, 3.35))
+    return ax
+
+
+def _picture(ax, column, row, image, frame=None, wrong=False):
+    """A drawing [28, 28], ink = 255 or 1, in the unit square whose upper left corner is (column, row)."""
+    pixels = np.asarray(image.cpu(), dtype=float)
+    box = (column + _GAP / 2, column + 1 - _GAP / 2, row + 1 - _GAP / 2, row + _GAP / 2)
+    ax.imshow(pixels, cmap="gray_r", vmin=0, vmax=255 if pixels.max() > 1 else 1, extent=box, interpolation="nearest")
+    edge = Rectangle(
+        (box[0], box[3]),
+        1 - _GAP,
+        1 - _GAP,
+        fill=False,
+        edgecolor=frame or "#BBBBBB",
+        linewidth=3 if wrong else (2 if frame else 0.8),
+        linestyle="--" if wrong else "-",
+    )
+    ax.add_patch(edge)
+
+
+def _verdict(ax, column, row, predicted, label, ways):
+    """What the network answered, under the picture; wrong answers get a frame and a cross as well."""
+    wrong = predicted != label
+    colour = COLOURS["fomaml"] if wrong else COLOURS["truth"]
+    answer = f"→ {predicted}" if ways <= 8 else str(predicted)
+    ax.text(
+        column + 0.5,
+        row + 1.0,
+        f"{answer}  ×" if wrong else answer,
+        ha="center",
+        va="top",
+        color=colour,
+        fontsize=11,
+        fontweight="bold" if wrong else "normal",
+    )
+    if wrong:
+        side = 1 - _GAP
+        ax.add_patch(
+            Rectangle((column + _GAP / 2, row + _GAP / 2), side, side, fill=False, edgecolor=colour, linewidth=4, linestyle="--")
+        )
+
+
+def _canvas(ax, x, y):
+    ax.set_xlim(*x)
+    ax.set_ylim(y[1], y[0])  # rows run downwards
+    ax.set_aspect("equal")
+    ax.axis("off")
+
+
+def _short_name(characters, index):
+    alphabet = characters.alphabets[index]
+    if not alphabet:
+        return characters.names[index]
+    alphabet = alphabet.replace("_", " ").split("(")[0]
+    return alphabet if len(alphabet) <= 22 else alphabet[:21] + "…"
+
+
+def _which_data(source):
+    return "" if source == "omniglot" else f"\n(synthetic {source}, not Omniglot)"
+
+
+# ---------------------------------------------------------------- curves
+
+
+def omniglot_curves(ax: Axes, runs: Mapping[str, tuple[Sequence[float], Sequence[float]]], ways: int, source: str = "omniglot") -> Axes:
+    """Query loss against iteration on a log axis: runs label → (iterations, losses), the first raw and smoothed.
+
+    The dashed line is ln(ways), the loss of a network that gives every class the same probability.
+    """
+    looks = [line("maml"), dict(color=COLOURS["truth"], linestyle="-.")]
+    for (label, (iterations, losses)), look in zip(runs.items(), looks):
+        losses = np.asarray(losses, dtype=float)
+        ax.plot(iterations, losses, color=look["color"], alpha=0.25, linewidth=1)
+        where, smooth = _smoothed(np.asarray(iterations, dtype=float), losses)
+        ax.plot(where, smooth, **look, label=label)
+    chance = math.log(ways)
+    ax.axhline(chance, color=COLOURS["before"], linestyle=":", linewidth=1.5)
+    ax.text(0.01, chance, f" guessing: ln {ways} = {chance:.2f}", transform=ax.get_yaxis_transform(), va="bottom", fontsize=11)
+    ax.set_xscale("log")
+    ax.set_ylim(0, 1.15 * chance)
+    ax.set_xlabel("outer iteration (log scale)")
+    ax.set_ylabel("query loss of the meta-batch, nats")
+    if len(runs) > 1:
+        ax.legend(loc="lower left")
+    if source != "omniglot":
+        ax.set_title(_which_data(source).strip())
+    return ax
+
+
+def _smoothed(x, y, windows=40):
+    """Means over windows that grow with x, as suits a log axis."""
+    edges = np.unique(np.geomspace(1, len(y) + 1, windows).astype(int)) - 1
+    spans = [slice(a, b) for a, b in zip(edges[:-1], edges[1:])]
+    return [x[s].mean() for s in spans], [y[s].mean() for s in spans]
+
+
+def omniglot_accuracy(ax: Axes, scores: Sequence[StepScore], headline: int, ways: int, method: str = "maml", source: str = "omniglot") -> Axes:
+    """Accuracy in % with 95 % intervals after 0, 1, … inner steps; a ring around the step that was fixed in advance."""
+    known = [s for s in scores if s.mean is not None]
+    steps, means = [s.step for s in known], [100 * s.mean for s in known]
+    style = STYLES[method]
+    ax.errorbar(steps, means, yerr=[100 * s.half_width for s in known], capsize=4, **style)
+    for s, mean in zip(known, means):
+        if s.step == headline:
+            ax.plot(s.step, mean, marker="o", markersize=17, markerfacecolor="none", color=COLOURS["truth"], markeredgewidth=1.8)
+            ax.annotate(
+                f"fixed in advance:\n{mean:.1f} ± {100 * s.half_width:.1f} %",
+                (s.step, mean),
+                xytext=(0, -22),
+                textcoords="offset points",
+                ha="center",
+                va="top",
+            )
+    ax.axhline(100 / ways, color=COLOURS["before"], linestyle=":", linewidth=1.5)
+    ax.text(steps[-1] if steps else 1, 100 / ways, f"guessing: {100 / ways:g} %", ha="right", va="bottom", fontsize=11)
+    ax.set_ylim(0, 103)
+    ax.set_xticks([s.step for s in scores])
+    ax.set_xlabel("inner steps at test")
+    ax.set_ylabel("queries right, %")
+    ax.grid(alpha=0.25)
+    if source != "omniglot":
+        ax.set_title(_which_data(source).strip())
+    return ax
+
+
+def learned_rates(ax: Axes, alpha: Sequence[Mapping[str, Tensor]], start: float) -> Axes:
+    """Learned step sizes: one row per parameter tensor, one mark per inner step, a dashed line where all of them began."""
+    names = list(alpha[0])
+    marks = [
+        dict(marker="o", markerfacecolor=COLOURS["maml"], color=COLOURS["maml"]),
+        dict(marker="s", markerfacecolor="white", color=COLOURS["fomaml"]),
+        dict(marker="^", markerfacecolor="white", color=COLOURS["reptile"]),
+        dict(marker="D", markerfacecolor="white", color=COLOURS["joint"]),
+    ]
+    for j, rates in enumerate(alpha):
+        look = {**marks[j % len(marks)], "markeredgewidth": 2, "linestyle": "none"}
+        ax.plot([float(rates[name].mean()) for name in names], range(len(names)), label=f"inner step {j + 1}", **look)
+    ax.axvline(start, color=COLOURS["before"], linestyle="--", linewidth=1.5)
+    ax.text(start, -0.75, f" start: {start:g}", fontsize=11, va="center")
+    ax.axvline(0, color=COLOURS["truth"], linewidth=0.8)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -1.2)
+    ax.set_xlabel("learned step size α (for the mean cross-entropy)")
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    ax.grid(axis="x", alpha=0.25)
+    return ax
+
+
+def selection_gap(ax: Axes, sizes: Sequence[int], chosen: Sequence[float], fresh: Sequence[float], steps: int) -> Axes:
+    """Accuracy in % of the best of `steps` steps against the number of tasks: on the tasks that chose it, and on fresh ones."""
+    ax.plot(sizes, [100 * c for c in chosen], **{**STYLES["fomaml"], "label": "on the tasks that chose the step"})
+    ax.plot(sizes, [100 * f for f in fresh], **{**STYLES["maml"], "label": "the same step on fresh tasks"})
+    ax.set_xscale("log")
+    ax.set_xticks(sizes, [str(s) for s in sizes])
+    ax.minorticks_off()
+    ax.set_xlabel("tasks used to choose the step (log scale)")
+    ax.set_ylabel("queries right, %")
+    ax.set_title(f"Best of {steps} steps, mean over random halves")
+    ax.grid(alpha=0.25)
+    ax.legend(loc="upper right")
+    return ax
+
+
+# ---------------------------------------------------------------- tables, as Markdown
+
+
+def omniglot_table(results: Mapping[str, dict]) -> str:
+    """The published accuracies, and under them every stored Omniglot result at the step fixed in its protocol."""
+    rows = [("method",) + tuple(f"{n}-way {k}-shot" for n, k in SETTINGS)]
+    rows += [(name,) + tuple(_percent(cell) for cell in cells) for name, cells in PUBLISHED_OMNIGLOT.items()]
+    ours: dict[str, dict[tuple[int, int], tuple]] = {}
+    for r in _omniglot(results).values():
+        p, score = r["protocol"], _headline(r)
+        cell = (100 * score["mean"], 100 * score["half_width"]) if score["mean"] is not None else None
+        ours.setdefault(_label(r), {})[p["ways"], p["test_shots"]] = cell
+    if not ours:
+        ours["MAML"] = {}
+    rows += [(f"**here: {name}**",) + tuple(_percent(cells.get(s), bold=True) for s in SETTINGS) for name, cells in ours.items()]
+    return _markdown(rows)
+
+
+def omniglot_runs(results: Mapping[str, dict]) -> str:
+    """Protocol and provenance of every stored Omniglot result."""
+    rows = [("result", "accuracy, %", "split, network", "training", "inner steps, α", "where, how long")]
+    for name, r in _omniglot(results).items():
+        p, where = r["protocol"], r["provenance"]
+        score = _headline(r)
+        accuracy = _percent((100 * score["mean"], 100 * score["half_width"])) if score["mean"] is not None else "diverged"
+        rate = "learned per tensor and step" if p.get("alpha_learned") else f"α = {p['alpha']}"
+        rows.append(
+            (
+                f"`{name}`",
+                f"{accuracy} ({p['tasks']} tasks, {p['statistics']})",
+                f"{p['split']}, {p['filters']} filters",
+                f"{p['iterations']:,} × {p['meta_batch']} tasks, {p['outer']}",
+                f"{p['inner_steps_train']} → {p['inner_steps']}, {rate}",
+                f"{where['hardware']}, {where['seconds'] / 60:.0f} min",
+            )
+        )
+    return _markdown(rows)
+
+
+def _omniglot(results):
+    return {name: r for name, r in results.items() if r["experiment"].startswith("omniglot")}
+
+
+def _headline(r):
+    return next(s for s in r["per_step"] if s["step"] == r["protocol"]["inner_steps"])
+
+
+def _label(r):
+    name = {"maml": "MAML", "fomaml": "FOMAML", "reptile": "Reptile"}.get(r["method"], r["method"])
+    return name + (", learned α" if r["protocol"].get("alpha_learned") else "")
+
+
+def _percent(cell, bold=False):
+    if cell is None:
+        return "–"
+    mean, half = cell
+    text = f"{mean:.1f}" if half is None else f"{mean:.1f} ± {half:.1f}"
+    return f"**{text}**" if bold else text
+
+
+def _markdown(rows):
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

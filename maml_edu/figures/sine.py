@@ -1,0 +1,104 @@
+"""Figures of notebook 05: sine regression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from ..evaluation import StepScore
+from .style import COLOURS, STYLES, line, points
+
+__all__ = ["adaptation", "alpha_sweep", "joint_function", "learning_curves", "mse_per_step", "paired_differences"]
+
+LABELS = {
+    "maml": "MAML",
+    "fomaml": "FOMAML",
+    "reptile": "Reptile",
+    "joint": "pre-trained",
+    "oracle": "oracle",
+}
+
+
+def learning_curves(ax: Axes, curves: dict[str, Tensor], every: int = 50) -> Axes:
+    """Query loss of the training batches, averaged over `every` iterations, one curve per method."""
+    for method, losses in curves.items():
+        every_here = min(every, len(losses))
+        mean = losses[: len(losses) // every_here * every_here].view(-1, every_here).mean(1)
+        iterations = [(i + 1) * every_here for i in range(len(mean))]
+        ax.plot(iterations, mean, label=LABELS[method], **line(method))
+    ax.set_xlabel("outer iteration")
+    ax.set_ylabel("query loss (MSE)")
+    ax.set_ylim(bottom=0)
+    ax.legend(loc="upper right", ncols=2)
+    return ax
+
+
+def mse_per_step(ax: Axes, scores: dict[str, list[StepScore]], published: dict[int, float] | None = None) -> Axes:
+    """Mean MSE over tasks after each inner step with its 95 % interval; the median, hollow, where tasks diverged."""
+    for method, per_step in scores.items():
+        steps = [s.step for s in per_step]
+        centre = [s.median if s.mean is None else s.mean for s in per_step]
+        half = [0 if s.mean is None else s.half_width for s in per_step]
+        ax.errorbar(steps, centre, yerr=half, capsize=3, label=LABELS[method], **{**STYLES[method], "markersize": 5})
+    if published:
+        ax.plot(list(published), list(published.values()), "k*", markersize=12, label="MAML, published", zorder=5)
+    ax.set_yscale("log")
+    ax.set_xlabel("inner steps")
+    ax.set_ylabel("MSE on query points")
+    ax.set_xticks(range(0, max(len(p) for p in scores.values()), 2))
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    ax.grid(alpha=0.25, axis="y", which="both")
+    return ax
+
+
+def adaptation(
+    ax: Axes, x: Tensor, truth: Tensor, support: tuple[Tensor, Tensor], predictions: dict[int, Tensor], title: str
+) -> Axes:
+    """One task: the sine, the support points, and the network after so many inner steps (darker = more)."""
+    ax.plot(x, truth, label="the sine", **{**line("truth"), "linewidth": 1.5, "linestyle": ":"})
+    last = max(predictions)
+    for step, y in predictions.items():
+        look = line("before") if step == 0 else line("after")
+        alpha = 1.0 if step in (0, last) else 0.45
+        ax.plot(x, y, alpha=alpha, label=f"{step} steps" if step != 1 else "1 step", **look)
+    ax.plot(*support, label="support", **points("support"))
+    ax.set_title(title)
+    ax.set_xlabel("x")
+    return ax
+
+
+def joint_function(ax: Axes, x: Tensor, learned: Tensor, closed_form: Tensor) -> Axes:
+    """What joint training learned, over the mean of all sines."""
+    ax.plot(x, closed_form, label="mean of all sines, closed form", **{**line("truth"), "linewidth": 4, "alpha": 0.3})
+    ax.plot(x, learned, label="pre-trained network", **line("joint"))
+    ax.set_xlabel("x")
+    ax.set_ylabel("y")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2)
+    return ax
+
+
+def paired_differences(ax: Axes, differences: dict[str, tuple[float, float]]) -> Axes:
+    """Mean difference in MSE to MAML on the same tasks, with 95 % intervals; right of zero: worse than MAML."""
+    for row, (method, (mean, half)) in enumerate(differences.items()):
+        ax.errorbar(mean, row, xerr=half, capsize=4, **{**STYLES[method], "linestyle": "none"})
+    ax.axvline(0, color=COLOURS["truth"], linewidth=1)
+    ax.set_yticks(range(len(differences)), [LABELS[method] for method in differences])
+    ax.set_ylim(len(differences) - 0.5, -0.5)
+    ax.set_xlabel("MSE minus MAML's MSE, same tasks")
+    return ax
+
+
+def alpha_sweep(ax: Axes, alphas: Sequence[float], medians: dict[str, Sequence[float]], trained: dict[str, float]) -> Axes:
+    """Median MSE after one step against the step size used at test; a triangle marks the one used in training."""
+    looks = [line("maml"), line("fomaml")]
+    for (label, values), look in zip(medians.items(), looks):
+        ax.loglog(alphas, values, label=label, **look)
+        ax.plot(trained[label], ax.get_ylim()[0], marker="v", color=look["color"], markersize=11, clip_on=False, zorder=5)
+    ax.set_ylim(top=20)
+    ax.set_xlabel("α at test (▼ α in training)")
+    ax.set_ylabel("median MSE, 1 step")
+    ax.legend(loc="upper left")
+    ax.grid(alpha=0.25)
+    return ax

@@ -1,0 +1,394 @@
+"""The heart: adapt to every task at once, and pull the query gradient back through the adaptation.
+
+Notation: θ `theta`, φ `phi` (adapted, with a task axis in front), α `alpha`, K `steps`, T tasks, L_s and L_q the losses
+on support and query set. Forward, θ_{j+1} = θ_j − α∘∇L_s(θ_j). Backward, starting from v = ∇L_q(φ),
+
+    v ← v − H_j (α∘v),   H_j = ∇²L_s(θ_j),   j = K−1 … 0,
+
+the chain rule of Finn, Abbeel & Levine (2017, eq. 1) written as a recursion of Hessian-vector products. The losses of T
+tasks are summed before they are differentiated: their joint Hessian is block-diagonal, so one backward call yields the
+gradient, or the Hessian-vector product, of every task.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .tasks import TaskBatch
+
+Params = dict[str, Tensor]
+Loss = Callable[[Params, Tensor, Tensor], Tensor]  # (params, x [T, n, …], y [T, n, …]) -> one value per task [T]
+Rate = float | Tensor
+Alpha = Rate | dict[str, Rate] | list[Rate | dict[str, Rate]]
+
+
+class MetaGradient(NamedTuple):
+    """gradient: dict like theta, mean over tasks. query_loss: [T], at phi. phi: dict like theta with T in front.
+
+    alpha_gradient: the derivative of the mean query loss with respect to alpha, in the form of alpha; None where the
+    method does not define one.
+    """
+
+    gradient: Params
+    query_loss: Tensor
+    phi: Params
+    alpha_gradient: Alpha | None
+
+
+# ---------------------------------------------------------------- forward: adapt
+
+
+def adapt(loss: Loss, theta: Params, x: Tensor, y: Tensor, alpha: Alpha, steps: int) -> list[Params]:
+    """K inner gradient steps on every task. Returns the path θ_0 … θ_K, K + 1 dicts of tensors [T, …] without graph.
+
+    x, y: [T, n, …]. alpha: a number; or a dict name → number or tensor broadcastable to that parameter (0 freezes it);
+    or a list of at least `steps` of these. Source: Finn et al. (2017), Algorithm 1, line 6.
+    Raises ValueError if alpha does not fit theta or `loss` does not return one value per task.
+    """
+    return _descend(loss, theta, x, y, _rates(alpha, theta, steps))[0]
+
+
+def _descend(loss, theta, x, y, rates, keep=None):
+    """The path, and what the caller asks to keep of its steps.
+
+    keep="gradients": the list of ∇L_s(θ_j). keep="last graph": (leaf parameters, gradient) of the last step, with the
+    graph between them, for a pullback that follows at once.
+    """
+    path = [{name: p.detach().expand(x.shape[0], *p.shape) for name, p in theta.items()}]
+    gradients, last_graph = [], None
+    for j, rate in enumerate(rates):
+        last = keep == "last graph" and j == len(rates) - 1
+        _, leaf, g = _gradient(loss, path[-1], x, y, create_graph=last)
+        path.append({name: _update(p, g[name].detach(), rate[name]) for name, p in path[-1].items()})
+        if keep == "gradients":
+            gradients.append(g)
+        if last:
+            last_graph = (leaf, g)
+    return path, last_graph if keep == "last graph" else gradients
+
+
+# ---------------------------------------------------------------- backward: pull back
+
+
+def pull_back(
+    loss: Loss,
+    path: list[Params],
+    x: Tensor,
+    y: Tensor,
+    alpha: Alpha,
+    v: Params,
+    hvp: str = "double-backward",
+    query_gradients: list[Params | None] | None = None,
+    *,
+    last_graph: tuple[Params, Params] | None = None,
+) -> tuple[Params, Alpha]:
+    """Carry v [T, …] from θ_K back to θ_0 along `path`: v ← v − H_j(α∘v), one Hessian-vector product per step.
+
+    x, y: the support set that `path` descended on. Returns v_0 (per task, like v) and the derivative with respect to
+    alpha, −Σ_j ∇L_s(θ_j)∘v_{j+1}, in the form of alpha, mean over tasks.
+    α stands inside the product: the pullback of θ ↦ θ − α∘∇L(θ) is the transpose (I − diag(α)H)ᵀ = I − H·diag(α).
+    query_gradients: for a multi-step loss (Antoniou et al. 2019, MAML++), entry j = 0 … K−1 is w_j∇L_q(θ_j) or None and
+    is added after step j has been pulled back; v itself is w_K∇L_q(θ_K).
+    last_graph: (θ_{K−1}, ∇L_s(θ_{K−1})) with the graph between them, if the caller kept it; not recomputed then.
+    """
+    rates = _rates(alpha, path[0], len(path) - 1, task_axis=True)
+    if query_gradients is not None and len(query_gradients) < len(rates):
+        raise ValueError(f"query_gradients has {len(query_gradients)} entries for {len(rates)} steps; give one per step")
+    _route(hvp)
+    alpha_products = [None] * len(rates)
+    for j in reversed(range(len(rates))):
+        u = {name: v[name] * rates[j][name] for name in v}
+        if last_graph is not None:
+            (leaf, g), last_graph = last_graph, None  # used once, then freed
+            hv = _grad_of_gradient(leaf, g, u)
+        else:
+            g, hv = _route(hvp)(loss, path[j], x, y, u)
+        alpha_products[j] = {name: _minus_product(g[name].detach(), v[name], rates[j][name]) for name in v}
+        leaf = g = None
+        v = {name: v[name] - hv[name] for name in v}
+        if query_gradients is not None and query_gradients[j] is not None:
+            v = {name: v[name] + query_gradients[j][name] for name in v}
+    return v, _like(alpha, alpha_products, x.shape[0])
+
+
+def hvp(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params, how: str = "double-backward") -> Params:
+    """H·v for every task at once, H the Hessian of `loss` at params; no H is ever built. params and v: dicts [T, …].
+
+    how: "double-backward" differentiates the gradient with grad_outputs = v (Pearlmutter 1994); "forward-over-reverse"
+    pushes the tangent v through the gradient; "finite-difference" takes [∇L(θ + εv) − ∇L(θ − εv)]/2ε with ε per task
+    (inexact: about 1e-10 relative in float64, 1e-3 in float32, and wrong where εv crosses the kink of a ReLU).
+    A parameter that the loss does not use, or uses linearly, gets zero.
+    """
+    return _route(how)(loss, params, x, y, v)[1]
+
+
+def _double_backward(loss, params, x, y, v):
+    _, leaf, g = _gradient(loss, params, x, y, create_graph=True)
+    return {name: p.detach() for name, p in g.items()}, _grad_of_gradient(leaf, g, v)
+
+
+def _grad_of_gradient(leaf, g, v):
+    """∇(g·v) = H·v from a gradient that still has its graph."""
+    curved = [name for name in g if g[name].requires_grad]  # a gradient that does not depend on θ has no graph
+    if not curved:
+        return {name: torch.zeros_like(p) for name, p in leaf.items()}
+    try:
+        hv = torch.autograd.grad(
+            [g[name] for name in curved],
+            list(leaf.values()),
+            grad_outputs=[v[name] for name in curved],
+            materialize_grads=True,
+        )
+    except RuntimeError as error:
+        if "is not implemented" not in str(error):
+            raise
+        raise RuntimeError(
+            f"an operation of this model has no second derivative in PyTorch ({error}). "
+            'Replace it by one that has (for attention: torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or use hvp="finite-difference"'
+        ) from error
+    return dict(zip(leaf, hv))
+
+
+def _forward_over_reverse(loss, params, x, y, v):
+    def gradient(p):
+        return torch.func.grad(lambda q: _per_task(loss, q, x, y).sum())(p)
+
+    primal = {name: p.detach().clone() for name, p in params.items()}  # jvp refuses expanded memory
+    return torch.func.jvp(gradient, (primal,), ({name: t.contiguous() for name, t in v.items()},))
+
+
+def _finite_difference(loss, params, x, y, v):
+    tasks = x.shape[0]
+    dtype = next(iter(v.values())).dtype
+    epsilon = {torch.float64: 1e-5, torch.float32: 5e-3}.get(dtype, 5e-2)
+    norm = torch.stack([t.reshape(tasks, -1).square().sum(1) for t in v.values()]).sum(0).sqrt()  # [T]
+
+    def per_task(t, scale):
+        return t * scale.view(-1, *[1] * (t.dim() - 1))
+
+    one_over_norm = torch.where(norm > 0, 1 / norm, 0)
+    unit = {name: per_task(t, one_over_norm) for name, t in v.items()}
+    plus = _gradient(loss, {name: p + epsilon * unit[name] for name, p in params.items()}, x, y)[2]
+    minus = _gradient(loss, {name: p - epsilon * unit[name] for name, p in params.items()}, x, y)[2]
+    hv = {name: per_task(plus[name] - minus[name], norm / (2 * epsilon)) for name in v}
+    return _gradient(loss, params, x, y)[2], hv
+
+
+_ROUTES = {
+    "double-backward": _double_backward,
+    "forward-over-reverse": _forward_over_reverse,
+    "finite-difference": _finite_difference,
+}
+
+
+def _route(how):
+    if how not in _ROUTES:
+        raise ValueError(f"unknown Hessian-vector product {how!r}; choose one of {', '.join(_ROUTES)}")
+    return _ROUTES[how]
+
+
+# ---------------------------------------------------------------- the methods: how to adapt, how to pull back
+
+
+def maml(
+    loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 1, hvp: str = "double-backward"
+) -> MetaGradient:
+    """The exact meta-gradient by the explicit recursion. Source: Finn et al. (2017), Algorithm 1.
+
+    Keeps K + 1 parameter vectors per task and one step's graph at a time; with steps = 1 nothing is computed twice.
+    """
+    _route(hvp)
+    rates = _rates(alpha, theta, steps)
+    x, y = batch.support_x, batch.support_y
+    path, last_graph = _descend(loss, theta, x, y, rates, keep="last graph" if hvp == "double-backward" else None)
+    query_loss, _, v = _gradient(loss, path[-1], batch.query_x, batch.query_y)
+    v, alpha_gradient = pull_back(loss, path, x, y, alpha, v, hvp, last_graph=last_graph or None)
+    return MetaGradient(_mean_over_tasks(v), query_loss, path[-1], alpha_gradient)
+
+
+def fomaml(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 1) -> MetaGradient:
+    """First-order MAML: v = ∇L_q(φ) as it is, every Jacobian taken for the identity. Source: Finn et al. (2017), §5.2.
+
+    alpha_gradient is first-order as well: −Σ_j ∇L_s(θ_j)∘v with the same v at every step.
+    """
+    rates = _rates(alpha, theta, steps)
+    path, gradients = _descend(loss, theta, batch.support_x, batch.support_y, rates, keep="gradients")
+    query_loss, _, v = _gradient(loss, path[-1], batch.query_x, batch.query_y)
+    products = [{name: _minus_product(g[name], v[name], rate[name]) for name in v} for rate, g in zip(rates, gradients)]
+    return MetaGradient(_mean_over_tasks(v), query_loss, path[-1], _like(alpha, products, batch.support_x.shape[0]))
+
+
+def reptile(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 5) -> MetaGradient:
+    """Reptile: mean(θ − φ)/α after K steps on support ∪ query. Source: Nichol, Achiam & Schulman (2018), Algorithm 2.
+
+    (θ − φ)/α is the sum of the K inner gradients, and is computed as that sum; a parameter frozen by α = 0 gets zero.
+    steps = 1 is joint training. query_loss is measured at φ on the query set, which φ has already seen.
+    """
+    if isinstance(alpha, (list, tuple)):
+        raise ValueError("reptile divides by one α; give a number or a dict, not a list per step")
+    rates = _rates(alpha, theta, steps)
+    x, y = _all_examples(batch)
+    path, gradients = _descend(loss, theta, x, y, rates, keep="gradients")
+    total = {name: sum((g[name] for g in gradients), torch.zeros_like(path[0][name])) for name in theta}
+    if isinstance(alpha, dict):
+        total = {name: torch.where(torch.as_tensor(alpha[name]) == 0, 0, t) for name, t in total.items()}
+    query_loss = _value(loss, path[-1], batch.query_x, batch.query_y)
+    return MetaGradient(_mean_over_tasks(total), query_loss, path[-1], None)
+
+
+def joint(loss: Loss, theta: Params, batch: TaskBatch) -> MetaGradient:
+    """No adaptation: the gradient at θ on support ∪ query, mean over tasks. Pre-training; on revealed tasks, the oracle."""
+    x, y = _all_examples(batch)
+    theta_everywhere = {name: p.detach().expand(x.shape[0], *p.shape) for name, p in theta.items()}
+    g = _gradient(loss, theta_everywhere, x, y)[2]
+    query_loss = _value(loss, theta_everywhere, batch.query_x, batch.query_y)
+    return MetaGradient(_mean_over_tasks(g), query_loss, theta_everywhere, None)
+
+
+def autograd_maml(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 1) -> MetaGradient:
+    """The same as `maml` by unrolling all K steps with create_graph=True: the reference to check against.
+
+    Its memory grows by a whole graph per step.
+    """
+    theta = {name: p.detach().clone().requires_grad_() for name, p in theta.items()}
+    like = next(iter(theta.values()))
+    alpha = _map_alpha(lambda r: torch.as_tensor(r, dtype=like.dtype, device=like.device).detach().clone().requires_grad_(), alpha)
+    rates = _rates(alpha, theta, steps, detach=False)
+    phi = {name: p.expand(batch.support_x.shape[0], *p.shape) for name, p in theta.items()}
+    for rate in rates:
+        values = _per_task(loss, phi, batch.support_x, batch.support_y)
+        g = torch.autograd.grad(values.sum(), list(phi.values()), create_graph=True, materialize_grads=True)
+        phi = {name: p - rate[name] * gradient for (name, p), gradient in zip(phi.items(), g)}
+    query_loss = _per_task(loss, phi, batch.query_x, batch.query_y)
+    leaves: list[Tensor] = []
+    _map_alpha(leaves.append, alpha)
+    inputs = [*theta.values(), *leaves]
+    gradient = torch.autograd.grad(query_loss.mean(), inputs, materialize_grads=True)
+    of_alpha = iter(gradient[len(theta) :])
+    return MetaGradient(
+        dict(zip(theta, gradient)),
+        query_loss.detach(),
+        {name: p.detach() for name, p in phi.items()},
+        _map_alpha(lambda rate: next(of_alpha), alpha),
+    )
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def _per_task(loss, params, x, y):
+    values = loss(params, x, y)
+    if values.shape != x.shape[:1]:
+        raise ValueError(
+            f"loss returned shape {list(values.shape)} for {x.shape[0]} tasks; expected one value per task, "
+            f"[{x.shape[0]}]: average over the examples of a task, not over tasks"
+        )
+    return values
+
+
+def _value(loss, params, x, y):
+    with torch.no_grad():
+        return _per_task(loss, params, x, y)
+
+
+def _gradient(loss, params, x, y, create_graph=False):
+    """Per-task loss values [T], the leaves they were computed from, and ∇L of every task (one backward call)."""
+    leaf = {name: p.detach().requires_grad_() for name, p in params.items()}
+    with torch.enable_grad():
+        values = _per_task(loss, leaf, x, y)
+        if not values.requires_grad:  # the loss uses no parameter at all
+            return values, leaf, {name: torch.zeros_like(p) for name, p in leaf.items()}
+        g = torch.autograd.grad(
+            values.sum(), list(leaf.values()), create_graph=create_graph, materialize_grads=True
+        )
+    return values.detach(), leaf, dict(zip(leaf, g))
+
+
+def _update(p, g, rate):
+    """p − rate∘g in one operation."""
+    return torch.addcmul(p, g, rate, value=-1) if isinstance(rate, Tensor) else torch.sub(p, g, alpha=rate)
+
+
+def _mean_over_tasks(v):
+    return {name: t.mean(0) for name, t in v.items()}
+
+
+def _all_examples(batch):
+    return torch.cat([batch.support_x, batch.query_x], 1), torch.cat([batch.support_y, batch.query_y], 1)
+
+
+# α in its three forms: a number, a dict per parameter, a list per step
+
+
+def _rates(alpha, theta, steps, task_axis=False, detach=True):
+    """One dict name → rate per inner step, checked against theta."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps={steps!r}; expected a whole number of inner steps, 0 or more")
+    if isinstance(alpha, (list, tuple)):
+        if len(alpha) < steps:
+            raise ValueError(f"alpha is a list of {len(alpha)} rates for {steps} steps; give one per step")
+        return [_rate(a, theta, task_axis, detach) for a in alpha[:steps]]
+    return [_rate(alpha, theta, task_axis, detach)] * steps
+
+
+def _rate(alpha, theta, task_axis, detach):
+    if not isinstance(alpha, dict):
+        if isinstance(alpha, Tensor) and alpha.dim() > 0:
+            raise ValueError(
+                f"alpha is a tensor of shape {list(alpha.shape)}; expected a number, "
+                "a dict name → rate, or a list of these, one per step"
+            )
+        alpha = dict.fromkeys(theta, alpha)
+    unknown, missing = set(alpha) - set(theta), set(theta) - set(alpha)
+    if unknown or missing:
+        raise ValueError(
+            f"alpha must name each parameter once; unknown: {sorted(unknown) or 'none'}, "
+            f"missing: {sorted(missing) or 'none'} (give 0 to freeze a parameter). Parameters: {list(theta)}"
+        )
+    rates = {}
+    for name, rate in alpha.items():
+        if isinstance(rate, Tensor):
+            shape = theta[name].shape[1:] if task_axis else theta[name].shape
+            try:
+                fits = torch.broadcast_shapes(rate.shape, shape) == shape
+            except RuntimeError:
+                fits = False
+            if not fits:
+                raise ValueError(
+                    f"alpha[{name!r}] has shape {list(rate.shape)}, which does not broadcast to the parameter's "
+                    f"{list(shape)}"
+                )
+            rates[name] = rate.detach().to(theta[name]) if detach else rate
+        else:
+            rates[name] = float(rate)
+    return rates
+
+
+def _minus_product(g, v, rate):
+    """−(g∘v), summed over tasks and down to the shape of the rate: one step's share of T times ∂/∂α."""
+    if isinstance(rate, Tensor) and rate.dim() > 0:
+        return -(g * v).sum(0).sum_to_size(rate.shape)
+    return -torch.dot(g.flatten(), v.flatten())
+
+
+def _like(alpha, products, tasks):
+    """Σ over what shares a rate (steps, parameters), in the form of alpha, mean over tasks."""
+    if isinstance(alpha, (list, tuple)):
+        unused = [_map_alpha(lambda rate: torch.zeros_like(torch.as_tensor(rate)), a) for a in alpha[len(products) :]]
+        return [_like(a, [product], tasks) for a, product in zip(alpha, products)] + unused
+    if not products:  # no steps: α has no influence
+        return _map_alpha(lambda rate: torch.zeros_like(torch.as_tensor(rate)), alpha)
+    if isinstance(alpha, dict):
+        return {name: sum(product[name] for product in products) / tasks for name in alpha}
+    return sum(sum(product.values()) for product in products) / tasks
+
+
+def _map_alpha(function, alpha):
+    """`function` of every rate in alpha, in the same form."""
+    if isinstance(alpha, (list, tuple)):
+        return [_map_alpha(function, a) for a in alpha]
+    if isinstance(alpha, dict):
+        return {name: function(rate) for name, rate in alpha.items()}
+    return function(alpha)

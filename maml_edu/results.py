@@ -1,0 +1,84 @@
+"""Results of runs as JSON with their provenance, and the published numbers they stand beside."""
+
+import json
+import os
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from .evaluation import StepScore
+
+# Sine, 5-shot MSE after 1, 5, 10 steps. Source: Finn, Abbeel & Levine (2017), Table 2.
+PUBLISHED_SINE = {
+    "MAML": {1: 0.67, 5: 0.38, 10: 0.35},
+    "pre-trained on all tasks": {1: 2.41, 5: 2.23, 10: 2.19},
+    "multi-task, 500 networks averaged": {1: 4.19, 5: 3.85, 10: 3.69},
+}
+
+# Omniglot, accuracy and half-width in %, columns 5-way 1-shot, 5-way 5-shot, 20-way 1-shot, 20-way 5-shot.
+# Sources: Finn et al. (2017), Table 1; Nichol et al. (2018), Table 2; Snell et al. (2017), Table 1;
+# Vinyals et al. (2016), Table 1; Li et al. (2017), Table 2; Rajeswaran et al. (2019), Table 2.
+PUBLISHED_OMNIGLOT = {
+    "MAML": ((98.7, 0.4), (99.9, 0.1), (95.8, 0.3), (98.9, 0.2)),
+    "MAML, fully connected": ((89.7, 1.1), (97.5, 0.6), None, None),
+    "FOMAML, transductive": ((98.3, 0.5), (99.2, 0.2), (89.4, 0.5), (97.9, 0.1)),
+    "Reptile": ((95.39, 0.09), (98.90, 0.10), (88.14, 0.15), (96.65, 0.33)),
+    "Reptile, transductive": ((97.68, 0.04), (99.48, 0.06), (89.43, 0.14), (97.12, 0.32)),
+    "Matching networks": ((98.1, None), (98.9, None), (93.8, None), (98.5, None)),
+    "Prototypical networks": ((98.8, None), (99.7, None), (96.0, None), (98.9, None)),
+    "iMAML, Hessian-free": ((99.50, 0.26), (99.74, 0.11), (96.18, 0.36), (99.14, 0.1)),
+    "Meta-SGD": ((99.53, 0.26), (99.93, 0.09), (95.9, None), (99.0, None)),
+}
+
+
+def provenance(seed: int, seconds: float, device: str = "cpu", command: str | None = None) -> dict:
+    """What ran where: hardware, device, versions, seed, command, seconds, date."""
+    if command is None:
+        command = " ".join(["python -m maml_edu" if "maml_edu" in sys.argv[0] else f"python {sys.argv[0]}", *sys.argv[1:]])
+    return {
+        "hardware": _hardware(device),
+        "device": str(device),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "seed": seed,
+        "command": command,
+        "seconds": round(seconds, 1),
+        "date": date.today().isoformat(),
+    }
+
+
+def _hardware(device):
+    if str(device).startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) used"
+
+
+def result(experiment: str, method: str, protocol: dict, scores: list[StepScore], provenance: dict, **more) -> dict:
+    """A result in the form that notebooks/results/ holds; scores as `evaluate` returns them."""
+    per_step = [{k: _rounded(v) for k, v in s._asdict().items() if k != "values"} for s in scores]
+    return {"experiment": experiment, "method": method, "protocol": protocol, "per_step": per_step, **more, "provenance": provenance}
+
+
+def _rounded(value):
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def write_result(path: str | Path, result: dict) -> None:
+    """Write beside the file, then replace it: no half-written result is ever read."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_results(folder: str | Path = "results") -> dict[str, dict]:
+    """All stored results of a folder, by file name without .json."""
+    return {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(Path(folder).glob("*.json"))}

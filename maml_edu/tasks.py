@@ -1,0 +1,75 @@
+"""What a meta-learner sees: a batch of tasks, each with a support set and a query set."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class TaskBatch(NamedTuple):
+    """T tasks at once; the task axis is always the first.
+
+    support_x [T, n, …], support_y [T, n, …]: what a task may adapt to.
+    query_x [T, m, …], query_y [T, m, …]: what the adapted parameters are judged on.
+    """
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+
+    def to(self, device) -> "TaskBatch":
+        """The same batch on another device."""
+        return TaskBatch(*(tensor.to(device) for tensor in self))
+
+
+def check_batch(batch: TaskBatch) -> None:
+    """Raise ValueError or TypeError with a plain message if a batch cannot be used.
+
+    Checks task axes, matching examples, dtypes, and that every value is finite. It reads the data, so `train` and
+    `evaluate` call it once on their first batch and never inside a meta-gradient.
+    """
+    for name, tensor in zip(TaskBatch._fields, batch):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; a TaskBatch holds four tensors [tasks, examples, …]")
+        if tensor.dim() < 2:
+            raise ValueError(
+                f"{name} has shape {list(tensor.shape)}; expected [tasks, examples, …]. "
+                f"One task alone still needs its task axis: use {name}.unsqueeze(0)"
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} contains NaN or infinity; look at what the sampler returns")
+    tasks = {name: tensor.shape[0] for name, tensor in zip(TaskBatch._fields, batch)}
+    if len(set(tasks.values())) > 1:
+        raise ValueError(f"the four tensors disagree on the number of tasks: {tasks}; the first axis must be the task")
+    for side in ("support", "query"):
+        x, y = getattr(batch, f"{side}_x"), getattr(batch, f"{side}_y")
+        if x.shape[1] != y.shape[1]:
+            raise ValueError(
+                f"{side}_x has {x.shape[1]} examples per task and {side}_y has {y.shape[1]}; they must be equal"
+            )
+        if not x.is_floating_point():
+            raise TypeError(f"{side}_x has dtype {x.dtype}; inputs must be floating point: {side}_x.float()")
+        if x.shape[1] == 0:
+            raise ValueError(f"{side}_x holds no examples; give at least one per task")
+    if batch.support_x.shape[2:] != batch.query_x.shape[2:]:
+        raise ValueError(
+            f"a support input has shape {list(batch.support_x.shape[2:])} and a query input "
+            f"{list(batch.query_x.shape[2:])}; they must be equal"
+        )
+    if batch.support_x.dtype != batch.query_x.dtype:
+        raise TypeError(f"support_x is {batch.support_x.dtype} and query_x is {batch.query_x.dtype}; use one dtype")
+    if batch.support_y.dtype != batch.query_y.dtype:
+        raise TypeError(f"support_y is {batch.support_y.dtype} and query_y is {batch.query_y.dtype}; use one dtype")
+    if not batch.support_y.is_floating_point() and batch.support_y.dim() == 2:
+        unseen = [
+            t
+            for t, (s, q) in enumerate(zip(batch.support_y.tolist(), batch.query_y.tolist()))
+            if not set(q) <= set(s)
+        ]
+        if unseen:
+            raise ValueError(
+                f"task {unseen[0]} asks in its query set for classes that its support set never shows "
+                f"({sorted(set(batch.query_y[unseen[0]].tolist()) - set(batch.support_y[unseen[0]].tolist()))}); "
+                "sample support and query from the same ways"
+            )

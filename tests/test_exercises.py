@@ -1,0 +1,74 @@
+"""Every exercise: the reference is accepted, each mistake named, and the notebooks use the same titles."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from maml_edu.checks import check, hint, solution
+from maml_edu.exercises import registry
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
+EXERCISES = [pytest.param(exercise, id=number) for number, exercise in registry().items()]
+NONE_YET = [pytest.param(None, marks=pytest.mark.skip(reason="there are no exercises yet"), id="none")]
+each_exercise = pytest.mark.parametrize("exercise", EXERCISES or NONE_YET)
+
+
+def answer(exercise, function):
+    """What a student would hand in: the function, or for a prediction its value."""
+    return function() if exercise.is_prediction else function
+
+
+def raises(*arguments):
+    raise NotImplementedError
+
+
+@each_exercise
+def test_reference_is_accepted(exercise, capsys):
+    check(exercise.number, answer(exercise, exercise.reference))
+    assert capsys.readouterr().out.startswith(f"Exercise {exercise.number}: correct.")
+
+
+@each_exercise
+def test_stubs_are_not_done_yet(exercise, capsys):
+    for stub in (None, ..., lambda *arguments: None, lambda *arguments: ..., raises):
+        check(exercise.number, stub)
+        assert capsys.readouterr().out == f"Exercise {exercise.number}: not done yet.\n"
+
+
+@each_exercise
+def test_every_mistake_is_named(exercise, capsys):
+    assert len(exercise.mistakes) >= 3
+    for message, wrong in exercise.mistakes.items():
+        check(exercise.number, answer(exercise, wrong))
+        out = capsys.readouterr().out
+        assert out.startswith(f"Exercise {exercise.number}: not yet.")
+        assert message in out
+        assert not any(other in out for other in exercise.mistakes if other not in message)
+
+
+@each_exercise
+def test_hints_and_solution(exercise, capsys):
+    assert exercise.hints and all(text.strip() for text in exercise.hints)
+    for n, text in enumerate(exercise.hints, start=1):
+        hint(exercise.number, n=n)
+        assert text in capsys.readouterr().out
+    solution(exercise.number)
+    assert capsys.readouterr().out.startswith("def ")
+
+
+@pytest.mark.skipif(not NOTEBOOKS, reason="there are no notebooks yet")
+def test_notebooks_and_registry_agree():
+    """The headings `### Exercise N.M · title` in notebook N are the registered exercises, word for word."""
+    headed = {}
+    for path in NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "markdown":
+                for number, title in re.findall(r"(?m)^#+ Exercise (\S+) · (.+?)\s*$", cell.source):
+                    assert number not in headed, f"exercise {number} is headed twice"
+                    assert int(number.split(".")[0]) == int(path.name[:2]), (
+                        f"exercise {number} stands in {path.name}"
+                    )
+                    headed[number] = title
+    assert headed == {number: exercise.title for number, exercise in registry().items()}

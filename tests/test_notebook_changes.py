@@ -1,0 +1,196 @@
+"""A student changes a cell: every notebook must run to its end with the changed constants, whatever it shows.
+
+Also a command of its own, for trying a change by hand:
+
+    python tests/test_notebook_changes.py --run notebooks/02_x.ipynb ALPHA=0.5 STEPS=3
+    python tests/test_notebook_changes.py --run notebooks/02_x.ipynb "cell:1a2b3c4d=print('another cell')"
+"""
+
+import io
+import os
+import re
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import nbformat
+import pytest
+
+CHANGES: dict[str, list[dict[str, str]]] = {}
+"""Changes to try, by notebook: {"02_differentiating_a_gradient_step": [{"ALPHA": "0.9"}, {"STEPS": "3"}]}.
+
+Each dict is one run. `"NAME": "source"` replaces the value in the one line that begins with `NAME = `;
+`"cell:ID": "source"` replaces all of the cell with that id.
+"""
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+TIMEOUT = 300  # seconds for one run with preset smoke
+
+
+def changed_sources(nb, changes):
+    """(cell id, source) of the code cells, in order, after the changes; ValueError if one fits nowhere."""
+    sources = {cell.id: cell.source for cell in nb.cells if cell.cell_type == "code"}
+    for name, new in changes.items():
+        if name.startswith("cell:"):
+            cell_id = name.removeprefix("cell:")
+            if cell_id not in sources:
+                raise ValueError(f"there is no code cell with the id {cell_id}")
+            sources[cell_id] = new
+            continue
+        line = re.compile(rf"^{re.escape(name)}[ \t]*=(?!=).*$", re.MULTILINE)
+        hits = [(cell_id, hit) for cell_id, source in sources.items() for hit in line.finditer(source)]
+        if len(hits) != 1:
+            where = ", ".join(cell_id for cell_id, _ in hits) or "no cell"
+            raise ValueError(
+                f"expected one line that begins with '{name} = ', found {len(hits)} (in {where})"
+            )
+        cell_id, hit = hits[0]
+        source = sources[cell_id]
+        sources[cell_id] = source[: hit.start()] + with_value(hit.group(), name, new) + source[hit.end() :]
+    return list(sources.items())
+
+
+def with_value(line, name, new):
+    """`NAME = new`, with the comment of the old line."""
+    try:
+        tokens = list(tokenize.generate_tokens(io.StringIO(line).readline))
+    except (tokenize.TokenError, SyntaxError) as error:
+        raise ValueError(f"the value of {name} goes on past its line: replace the cell by its id") from error
+    comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return "  ".join([f"{name} = {new}", *comments])
+
+
+def run_cells(path, changes):
+    """Run the code cells in this process, in one namespace, as a kernel would; 1 if one of them fails."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    sources = changed_sources(nbformat.read(path, as_version=4), changes)
+
+    class Shell(InteractiveShell):
+        def enable_gui(self, gui=None):
+            """`%matplotlib inline` asks for it; there is no window."""
+
+    config = Config()
+    config.HistoryManager.enabled = False  # no database shared between runs
+    shell = Shell.instance(config=config)
+    for number, (cell_id, source) in enumerate(sources, start=1):
+        if not shell.run_cell(source, store_history=True).success:
+            where = f"code cell {number} of {len(sources)} (id {cell_id})"
+            print(f"\nFAILED in {where} with {changes or 'no change'}")
+            return 1
+    print(f"\nran {len(sources)} code cells")
+    return 0
+
+
+def run_in_subprocess(path, changes):
+    """A fresh interpreter in the notebook's folder, preset smoke, no window."""
+    environment = os.environ | {"MAML_EDU_PRESET": "smoke", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+    arguments = [f"{name}={source}" for name, source in changes.items()]
+    return subprocess.run(
+        [sys.executable, __file__, "--run", str(Path(path).resolve()), *arguments],
+        cwd=Path(path).resolve().parent,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        timeout=TIMEOUT,
+    )
+
+
+def parse(argument):
+    """`NAME=source` or `cell:ID=source`."""
+    name, equals, source = argument.partition("=")
+    if not equals:
+        raise SystemExit(f"expected NAME=source or cell:ID=source, got {argument!r}")
+    return name.strip(), source
+
+
+def report(result):
+    """The end of what a run printed, without colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", result.stdout)[-6000:]
+
+
+RUNS = [
+    pytest.param(
+        path,
+        changes,
+        id=f"{path.stem}-{', '.join(f'{k}={v[:20]}' for k, v in changes.items()) or 'unchanged'}",
+    )
+    for path in sorted(NOTEBOOKS.glob("*.ipynb"))
+    for changes in [{}, *CHANGES.get(path.stem, [])]
+] or [pytest.param(None, {}, marks=pytest.mark.skip(reason="there are no notebooks yet"), id="none")]
+
+
+@pytest.mark.parametrize("path, changes", RUNS)
+def test_notebook_runs(path, changes):
+    result = run_in_subprocess(path, changes)
+    assert result.returncode == 0, report(result)
+
+
+def test_changes_name_existing_notebooks():
+    missing = [stem for stem in CHANGES if not (NOTEBOOKS / f"{stem}.ipynb").exists()]
+    assert not missing, f"CHANGES names notebooks that are not there: {missing}"
+
+
+# The machinery itself, on a toy notebook.
+
+
+@pytest.fixture
+def toy(tmp_path):
+    cells = [
+        "import os\nfrom IPython.display import display\nimport matplotlib.pyplot as plt",
+        'ALPHA = 0.1   # try "0.5" # or more\nALPHA_MAX = 9\nNAME = "a # b"\nif ALPHA == 1:\n    pass',
+        "%matplotlib inline\nplt.plot([0, ALPHA])\nplt.show()",
+        "display({'text/plain': f'{ALPHA} {NAME}'}, raw=True)",
+        "assert ALPHA < ALPHA_MAX\nos.environ['MAML_EDU_PRESET']",
+    ]
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(c, id=f"c{i}") for i, c in enumerate(cells)]
+    )
+    nbformat.write(nb, tmp_path / "toy.ipynb")
+    return tmp_path / "toy.ipynb"
+
+
+def test_toy_runs_with_its_changes(toy):
+    result = run_in_subprocess(toy, {"ALPHA": "0.25 * 2", "NAME": "'c'"})
+    assert result.returncode == 0, report(result)
+    assert "0.5 c" in result.stdout and "smoke" in result.stdout and "ran 5 code cells" in result.stdout
+
+
+def test_toy_reports_the_cell_that_fails(toy):
+    result = run_in_subprocess(toy, {"ALPHA": "10"})
+    assert result.returncode == 1
+    assert (
+        "AssertionError" in result.stdout and "code cell 5 of 5 (id c4) with {'ALPHA': '10'}" in result.stdout
+    )
+
+
+def test_changes_in_the_source(toy):
+    nb = nbformat.read(toy, as_version=4)
+    sources = dict(changed_sources(nb, {"ALPHA": "2", "NAME": '"c"', "cell:c2": "pass"}))
+    assert sources["c1"].splitlines()[:3] == [
+        'ALPHA = 2  # try "0.5" # or more',
+        "ALPHA_MAX = 9",
+        'NAME = "c"',
+    ]
+    assert sources["c2"] == "pass"
+
+
+@pytest.mark.parametrize("changes", [{"BETA": "1"}, {"TWICE": "1"}, {"LONG": "1"}, {"cell:none": "1"}])
+def test_changes_that_fit_nowhere(changes):
+    cells = [
+        nbformat.v4.new_code_cell(source) for source in ("TWICE = 1", "TWICE = 2", "LONG = [\n    1,\n]")
+    ]
+    with pytest.raises(ValueError):
+        changed_sources(nbformat.v4.new_notebook(cells=cells), changes)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] != ["--run"] or len(sys.argv) < 3:
+        raise SystemExit(__doc__)
+    given = dict(map(parse, sys.argv[3:]))
+    sys.exit(run_cells(sys.argv[2], given))
