@@ -236,7 +236,7 @@ class _FunctionalModule:
 
     def _vmap(self, params, x):
         over_tasks = any(p.dim() > self.dims[name] for name, p in params.items())
-        before = {name: b._version for name, b in self.module.named_buffers()}
+        before = {name: (b, b._version) for name, b in self.module.named_buffers()}
         try:
             out = torch.vmap(self._call, in_dims=(0 if over_tasks else None, 0))(params, x)
         except RuntimeError as error:
@@ -246,7 +246,8 @@ class _FunctionalModule:
                 f"{type(self.module).__name__} cannot run over a task axis. PyTorch says: {str(error).splitlines()[0]} "
                 "A module must not draw random numbers, change its own state, or branch on tensor values in forward"
             ) from error
-        changed = [name for name, b in self.module.named_buffers() if before.get(name) != b._version]
+        after = dict(self.module.named_buffers())
+        changed = [name for name, (b, v) in before.items() if after.get(name) is not b or b._version != v]
         if changed:
             raise ValueError(
                 f"{type(self.module).__name__} changes its buffer {changed[0]!r} in forward: state that no gradient "
@@ -268,7 +269,14 @@ class _Normalise:
             self.seen = (mean, variance)
         else:
             mean, variance = self.fixed
-        return F.batch_norm(h, mean, variance, self.part.weight, self.part.bias, False, 0.0, self.part.eps)
+        # written out: torch.nn.functional.batch_norm takes no gradient through statistics it is given
+        one_per_channel = (1, -1, *[1] * (h.dim() - 2))
+        h = (h - mean.view(one_per_channel)) * torch.rsqrt(variance + self.part.eps).view(one_per_channel)
+        if self.part.weight is not None:
+            h = h * self.part.weight.view(one_per_channel)
+        if self.part.bias is not None:
+            h = h + self.part.bias.view(one_per_channel)
+        return h
 
 
 # ---------------------------------------------------------------- losses

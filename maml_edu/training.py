@@ -3,7 +3,6 @@
 import math
 import os
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -190,15 +189,15 @@ def _map(function, alpha):
 def _write(path: Path, state: dict) -> None:
     """Write beside the file, then replace it: a crash in the middle leaves the old checkpoint whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -252,12 +251,12 @@ def load_checkpoint(path: str | Path, model: Model | None = None) -> tuple[Train
     ValueError says what differs. Raises FileNotFoundError with the names that are shipped.
     """
     path = Path(path)
-    if path.suffix == "" and not path.exists():
+    if not path.exists():
         shipped = resources.files("maml_edu") / "checkpoints"
-        names = sorted(p.name[:-3] for p in shipped.iterdir() if p.name.endswith(".pt")) if shipped.is_dir() else []
-        if path.name not in names:
-            raise FileNotFoundError(f"no checkpoint {str(path)!r}; shipped with the package: {', '.join(names) or 'none'}")
-        path = Path(str(shipped / f"{path.name}.pt"))
+        names = sorted(p.name[: -len(".pt")] for p in shipped.iterdir() if p.name.endswith(".pt"))
+        if str(path) not in names:
+            raise FileNotFoundError(f"no checkpoint {str(path)!r}; shipped with the package: {', '.join(names)}")
+        path = Path(str(shipped / f"{path}.pt"))
     state = _read(path)
     if model is not None:
         _same_model(path, state["theta"], model.theta)

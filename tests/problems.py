@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from maml_edu.meta_gradient import Loss, Params
 from maml_edu.models import conv4, cross_entropy, from_module, mlp, mse
+from maml_edu.sine import SineTasks
 from maml_edu.tasks import TaskBatch
 
 
@@ -66,7 +67,7 @@ def rate(alpha, step: int, name: str):
 
 
 def one_task_at_a_time(problem: Problem, theta: Params, alpha, steps: int, create_graph=False):
-    """For each task, the list θ_0 … θ_K: gradient descent as in a textbook, on parameters without a task axis."""
+    """For each task, the list θ_0 … θ_K: textbook gradient descent on parameters without a task axis."""
     paths = []
     for x, y in zip(problem.batch.support_x.split(1), problem.batch.support_y.split(1)):
         path = [theta if create_graph else {name: p.detach().requires_grad_() for name, p in theta.items()}]
@@ -99,3 +100,8 @@ def relative(found: Params, expected: Params) -> float:
 def random_like(params: Params, seed: int = 0) -> Params:
     generator = torch.Generator().manual_seed(seed)
     return {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in params.items()}
+
+
+def sines(tasks: int, generator: torch.Generator) -> TaskBatch:
+    """A sampler of the sine family, ten examples on either side."""
+    return SineTasks().sample(tasks, 10, generator=generator)

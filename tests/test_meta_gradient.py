@@ -15,9 +15,10 @@ from problems import (
     relative,
     tanh_mlp,
 )
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from maml_edu.meta_gradient import adapt, autograd_maml, fomaml, hvp, joint, maml, pull_back, reptile
-from maml_edu.models import mlp, mse
+from maml_edu.models import from_module, mlp, mse
 from maml_edu.tasks import TaskBatch
 
 ROUTES = {"double-backward": 1e-9, "forward-over-reverse": 1e-9, "finite-difference": 1e-6}
@@ -504,6 +505,20 @@ def test_operation_without_second_derivative_is_named():
     # cdist² is a quadratic of curvature 2·3/6 in every row
     found = maml(loss, theta, TaskBatch(x, x, x, x), 0.1, hvp="finite-difference").gradient["w"]
     assert torch.allclose(found, 0.9**2 * joint(loss, theta, TaskBatch(x, x, x, x)).gradient["w"], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap of the fused attention
+def test_attention_needs_its_plain_implementation():
+    """The fused one has no second derivative: said so; the plain one has."""
+    torch.manual_seed(0)
+    model = from_module(torch.nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0).double())
+    x = torch.randn(2, 5, 4, dtype=torch.float64)  # attention over the examples of a task
+    problem = Problem(mse(model.apply), model.theta, TaskBatch(x, x.sin(), x, x.cos()))
+    with pytest.raises(RuntimeError, match="for attention: torch.nn.attention.sdpa_kernel"):
+        maml(*problem, 0.1)
+    with sdpa_kernel(SDPBackend.MATH):
+        exact = maml(*problem, 0.1).gradient
+    assert relative(maml(*problem, 0.1, hvp="finite-difference").gradient, exact) < 1e-6
 
 
 def test_the_kink_of_a_relu_is_no_obstacle_to_double_backward():

@@ -17,7 +17,37 @@ from pathlib import Path
 import nbformat
 import pytest
 
-CHANGES: dict[str, list[dict[str, str]]] = {}
+CHANGES: dict[str, list[dict[str, str]]] = {
+    "02_differentiating_a_gradient_step": [
+        {"ALPHA": "0.8"},
+        {"ALPHA": "0.05", "STEPS": "1"},
+        {"CURVATURE": "4.0", "H11": "6.0", "SIZES": "(1, 2, 1)", "STEPS": "3"},
+        {"CURVATURE": "-1.0", "H12": "0.0", "SIZES": "(1, 3, 3, 1)", "PRODUCTS": "(0.1, 0.9, 1.9)"},
+        {"CENTRE": "3.0", "H12": "-0.8", "ACTIVATION": '"softplus"', "STEPS": "5"},
+        {"THETA": "4.0", "H22": "3.0", "ACTIVATION": '"relu"', "PLACES": "(-1.0, 0.3, 1.2)"},
+        {"THETA": "1.0", "START": "(1.0, 1.0)", "SHOTS": "1", "PRODUCTS": "(1.0, 2.0, 2.5)"},
+        {"QUERY_CENTRE": "0.0", "QUERY_MINIMUM": "(-1.0, -1.0)", "SHOTS": "20", "AMPLITUDE": "(0.1, 5.0)"},
+        {
+            "ALPHAS": "[0.0, 0.38, 0.39]",
+            "cell:nb02-network-model": "from torch import nn\n"
+            "model = from_module(nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)))",
+        },
+    ],
+    "08_omniglot": [
+        {"DATASET": '"glyphs"', "METHOD": '"reptile"', "STEPS": "3"},
+        {"DATASET": '"glyphs"', "SHOTS": "5", "QUERIES": "1", "ALPHA": "2.0"},
+        {"METHOD": '"fomaml"', "WAYS": "3", "HEADLINE": "6", "SEED": "1"},
+        {"WAYS": "20", "TASKS": "2", "FILTERS": "8", "STEPS": "1"},
+        {"ALPHA": "0.1", "QUERIES": "10", "SHOTS": "2", "FILTERS": "16", "HEADLINE": "1"},
+        {
+            "cell:nb08-model": "from torch import nn\n"
+            "model = from_module(nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.Tanh(), nn.Linear(32, WAYS)))\n"
+            "loss = cross_entropy(model.apply)\n"
+            "method, LEARN_ALPHA, ITERATIONS = getattr(meta_gradient, METHOD), True, 20",
+            "WAYS": "6",
+        },
+    ],
+}
 """Changes to try, by notebook: {"02_differentiating_a_gradient_step": [{"ALPHA": "0.9"}, {"STEPS": "3"}]}.
 
 Each dict is one run. `"NAME": "source"` replaces the value in the one line that begins with `NAME = `;

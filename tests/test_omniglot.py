@@ -91,11 +91,11 @@ def test_ink_is_high_and_paper_is_zero(real):
 
 @needs_data
 def test_the_second_call_is_fast_and_says_nothing(real, capfd):
-    seconds = []
+    seconds = []  # of processor time: others may be busy on this machine
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         again = omniglot()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert torch.equal(again.images, real.images) and again[1:] == real[1:]
     unpacked = not (Path(os.environ["MAML_EDU_DATA"]) / "images_background.zip").exists()
     assert min(seconds) < (1.0 if unpacked else 0.3)

@@ -96,15 +96,11 @@ def _at_theta(loss, theta, batch, alpha):
 
 
 def _adapted_on_query(loss, theta, batch, alpha):
-    return adapted_query_loss(
-        loss, theta, batch._replace(support_x=batch.query_x, support_y=batch.query_y), alpha
-    )
+    return adapted_query_loss(loss, theta, batch._replace(support_x=batch.query_x, support_y=batch.query_y), alpha)
 
 
 def _support_loss(loss, theta, batch, alpha):
-    return adapted_query_loss(
-        loss, theta, batch._replace(query_x=batch.support_x, query_y=batch.support_y), alpha
-    )
+    return adapted_query_loss(loss, theta, batch._replace(query_x=batch.support_x, query_y=batch.support_y), alpha)
 
 
 def _uphill(loss, theta, batch, alpha):
@@ -143,9 +139,7 @@ EXERCISES: list[Exercise] = [
         title="How bad is predicting zero?",
         reference=mse_of_predicting_zero,
         mistakes={
-            "this is E[A]²/2: the square of the mean. The error is squared first and averaged afterwards, so E[A²] counts.": lambda: (
-                2.55**2 / 2
-            ),
+            "this is E[A]²/2, with the mean squared. Squares are averaged here, so E[A²] counts.": lambda: 2.55**2 / 2,
             "this is E[A²]: the factor E[sin²] = 1/2 is missing.": lambda: 25.51 / 3,
             "this is the variance of A: predicting zero also pays for the mean of A.": lambda: 4.9**2 / 12,
             "this is the error of the best single curve; the question is about the curve y = 0.": lambda: (
@@ -164,9 +158,9 @@ EXERCISES: list[Exercise] = [
         title="The best curve for any range",
         reference=best_without_adapting,
         mistakes={
-            "this is the sine of the mean task, E[A]·sin(x − E[phase]). The mean of sines is flatter than the sine of the means.": _sine_of_the_mean_task,
+            "this is the sine of the mean task, E[A]·sin(x − E[phase]); the mean of sines is flatter.": _sine_of_the_mean_task,
             "the sign of the cosine term is wrong: sin(x − p) = sin x · cos p − cos x · sin p.": _plus_cosine,
-            "the integrals over the phase are not divided by the width of the range, so they are not means.": _width_forgotten,
+            "the integrals over the phase are not divided by the width of the range.": _width_forgotten,
             "the factor E[A] is missing.": _amplitude_forgotten,
             "E[A] of a uniform A on [a, b] is (a + b)/2, not (b − a)/2.": _half_the_width_of_amplitudes,
         },
@@ -187,7 +181,7 @@ EXERCISES: list[Exercise] = [
                 -1.6234,
             ),
             "the two coefficients are swapped: give that of sin x first.": lambda: (0.0, 1.6234),
-            "this is the sine of the mean task. The tasks disagree about the phase, so their mean is flatter.": lambda: (
+            "this is the sine of the mean task; where tasks disagree, their mean is flatter.": lambda: (
                 2.55,
                 0.0,
             ),
@@ -201,7 +195,7 @@ EXERCISES: list[Exercise] = [
             "After the change, run the notebook from the cell with PHASE to the cell that prints the two coefficients.",
             "By hand: E[cos phase] and E[sin phase] for a phase uniform on (−π/2, π/2).",
         ),
-        tolerance=0.1,
+        tolerance=0.2,  # what training leaves open
         remark="The curve has moved by π/2 like the range of phases, and it is as flat as before.",
     ),
     Exercise(
@@ -214,14 +208,16 @@ EXERCISES: list[Exercise] = [
             "this is the support loss at φ: judge on the query set.": _support_loss,
             "the step goes uphill: φ = θ − α∇L_s(θ), with a minus.": _uphill,
             "the step size α is missing: this is the result for α = 1.": _without_alpha,
-            "the mean over tasks divides every gradient by T, so the step is α/T: sum the losses over tasks.": _mean_over_tasks,
+            "averaging over tasks divides every gradient by T: sum the losses instead.": _mean_over_tasks,
             _ONE_PHI + ".": _one_phi_for_all,
             _ONE_PHI + ", and sum the losses instead of averaging them.": _one_phi_from_the_mean,
         },
         hints=(
             "Five lines: θ with a task axis, support loss, its gradient, φ, query loss at φ.",
-            "`theta = {name: p.detach().expand(T, *p.shape).requires_grad_() for name, p in theta.items()}` gives every task its own copy.",
-            "`torch.autograd.grad(loss(theta, batch.support_x, batch.support_y).sum(), list(theta.values()))` is the gradient of every task in one call.",
+            "`{name: p.detach().expand(T, *p.shape).requires_grad_() for name, p in theta.items()}` "
+            "gives every task its own copy of θ.",
+            "`torch.autograd.grad(support_loss.sum(), list(theta.values()))` "
+            "is the gradient of every task in one call.",
         ),
         cases=_batches,
     ),

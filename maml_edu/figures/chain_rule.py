@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 Number = float | Tensor
+_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 # ---------------------------------------------------------------- the table
@@ -34,9 +35,10 @@ Number = float | Tensor
 def comparison_table(rows: Mapping[str, tuple[Number, Number, Number]]) -> float:
     """Show quantity | by hand | autograd | finite differences | max difference, one line per entry.
 
-    A value of `rows` is (by hand, autograd, finite differences), each a number or a tensor of the same shape; a tensor
-    gets one line per entry, and `{}` in its name takes the indices, counted from 1. Returns the largest difference
-    between any two columns, for a claim. The display gives differences as a bound: rounding errors vary between machines.
+    A value of `rows` is (by hand, autograd, finite differences), each a number or a tensor of the same shape.
+    A tensor gets one line per entry, and each `{}` in its name takes an index, counted from 1. Returns the
+    largest difference between any two columns, for a claim. The table gives differences as a bound, since
+    rounding errors vary between machines.
     """
     head = ["quantity", "by hand", "autograd", "finite differences", "max difference"]
     lines, worst = [], 0.0
@@ -46,15 +48,18 @@ def comparison_table(rows: Mapping[str, tuple[Number, Number, Number]]) -> float
             entry = values[(slice(None), *index)]
             spread = float(entry.max() - entry.min())
             worst = max(worst, spread) if np.isfinite(spread) else float("nan")
-            subscript = "".join("₁₂₃₄₅₆₇₈₉"[i] if i < 9 else f"({i + 1})" for i in index)
+            subscripts = [str(i + 1).translate(_SUBSCRIPTS) for i in index]
             numbers = [f"{round(float(value), 4) + 0.0:.4f}" for value in entry]
-            lines.append([name.replace("{}", subscript), *numbers, _bound(spread)])
-    _show_table(head, lines, figures=1)
+            lines.append([name.format(*subscripts), *numbers, _bound(spread)])
+    _show_table(head, lines, numbers=1)
     return worst
 
 
 def largest_differences(rows: Mapping[str, tuple[Number, Number, Number]]) -> float:
-    """The same comparison in short: quantity | entries | largest difference to autograd | to finite differences."""
+    """The same comparison in short: quantity | entries | largest difference of by hand to each of the others.
+
+    Returns the largest of them all, for a claim.
+    """
     head = ["quantity", "entries", "by hand and autograd", "by hand and finite differences"]
     lines, worst = [], 0.0
     for name, columns in rows.items():
@@ -62,7 +67,7 @@ def largest_differences(rows: Mapping[str, tuple[Number, Number, Number]]) -> fl
         spread = [float(np.abs(values[0] - other).max()) for other in values[1:]]
         worst = max([worst, *spread]) if np.isfinite(spread).all() else float("nan")
         lines.append([name, str(values[0].size), *map(_bound, spread)])
-    _show_table(head, lines, figures=1)
+    _show_table(head, lines, numbers=1)
     return worst
 
 
@@ -71,19 +76,19 @@ def _columns(columns):
 
 
 def _bound(difference: float) -> str:
-    """`< 1e-9` or the next of a coarse ladder; a difference that is no rounding error is given in two digits."""
+    """`< 1e-9`, or a wider bound; a difference too large to be a rounding error is given in two digits."""
     for bound in ("1e-9", "1e-7", "1e-5"):
         if difference < float(bound):
             return f"< {bound}"
     return f"{difference:.2g}"
 
 
-def _show_table(head: Sequence[str], lines: Sequence[Sequence[str]], figures: int) -> None:
-    """As HTML, and as aligned text where there is no HTML. Columns from `figures` on hold numbers: right-aligned."""
+def _show_table(head: Sequence[str], lines: Sequence[Sequence[str]], numbers: int) -> None:
+    """As HTML, and as aligned text where there is none. Columns from `numbers` on are right-aligned."""
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
     text = "\n".join(
         "  ".join(
-            cell.ljust(width) if column < figures else cell.rjust(width)
+            cell.ljust(width) if column < numbers else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths))
         ).rstrip()
         for line in [head, *lines]
@@ -91,7 +96,7 @@ def _show_table(head: Sequence[str], lines: Sequence[Sequence[str]], figures: in
 
     def row(tag, line):
         cells = (
-            f'<{tag} style="text-align:{"left" if column < figures else "right"}">{escape(cell)}</{tag}>'
+            f'<{tag} style="text-align:{"left" if column < numbers else "right"}">{escape(cell)}</{tag}>'
             for column, cell in enumerate(line)
         )
         return f"<tr>{''.join(cells)}</tr>"
@@ -105,7 +110,7 @@ def _show_table(head: Sequence[str], lines: Sequence[Sequence[str]], figures: in
 
 
 def scalar_step(axes: Sequence[Axes], h: float, c: float, alpha: float, starts: Sequence[float]) -> Sequence[Axes]:
-    """Left: two starts on the parabola ½h(θ − c)² and where one step takes them. Right: θ′ as a function of θ."""
+    """Left: two starts on ½h(θ − c)² and where one step takes them. Right: θ′ as a function of θ."""
     starts = np.asarray(starts, dtype=float)
     slope = 1 - alpha * h
     landed = c + slope * (starts - c)
@@ -129,11 +134,14 @@ def scalar_step(axes: Sequence[Axes], h: float, c: float, alpha: float, starts: 
     right.plot(grid, c + slope * (grid - c), color=COLOURS["after"])
     right.plot(starts, landed, "P", color=COLOURS["after"], markersize=9)
     corner = (starts[1], landed[0])
-    right.plot([starts[0], corner[0], corner[0]], [landed[0], corner[1], landed[1]], color=COLOURS["truth"], linewidth=1.2)
-    right.annotate(f"{starts[1] - starts[0]:g}", (starts.mean(), landed[0]), (0, -14), textcoords="offset points", ha="center")
-    right.annotate(f"{landed[1] - landed[0]:.2f}", (corner[0], landed.mean()), (6, -4), textcoords="offset points")
-    right.annotate("θ′ = θ: no step", (grid[-30], grid[-30]), (-8, 2), textcoords="offset points", ha="right", color=COLOURS["before"])
-    right.set(xlabel="start θ", ylabel="adapted θ′", title=f"θ′ against θ: slope 1 − αh = {slope:.2f}")
+    run, rise = starts[1] - starts[0], landed[1] - landed[0]
+    triangle = [starts[0], corner[0], corner[0]], [landed[0], corner[1], landed[1]]
+    right.plot(*triangle, color=COLOURS["truth"], linewidth=1.2)
+    below = -15 if rise >= 0 else 5
+    _name(right, f"{run:g}", (starts.mean(), landed[0]), (0, below), COLOURS["truth"], ha="center")
+    _name(right, _signed(rise), (corner[0], landed.mean()), (6, -4), COLOURS["truth"])
+    _name(right, "no step: θ′ = θ", (grid[60], grid[60]), (10, -10), COLOURS["before"])
+    right.set(xlabel="start θ", ylabel="adapted θ′", title=f"θ′ against θ: slope 1 − αh = {_signed(slope)}")
     return axes
 
 
@@ -147,7 +155,8 @@ def landings(axes: Sequence[Axes], products: Sequence[float], c: float, starts: 
         ax.plot(starts, np.ones_like(starts), "X", color=COLOURS["before"], markersize=8, clip_on=False)
         ax.plot(landed, np.zeros_like(landed), "P", color=COLOURS["after"], markersize=8, clip_on=False)
         ax.axvline(c, color=COLOURS["support"], linestyle=":", linewidth=1.5, zorder=0)
-        ax.set(title=f"αh = {product:g}:  1 − αh = {1 - product:g}", xlabel="position", ylim=(-0.18, 1.18))
+        title = f"αh = {product:g}:  1 − αh = {1 - product:g}".replace("-", "−")
+        ax.set(title=title, xlabel="position", ylim=(-0.18, 1.18))
         ax.set_yticks([0, 1], ["θ′", "θ"], fontsize=14)
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0)
@@ -157,8 +166,9 @@ def landings(axes: Sequence[Axes], products: Sequence[float], c: float, starts: 
 def curved_step(
     axes: Sequence[Axes], loss: Callable[[Tensor], Tensor], alpha: float, places: Sequence[float]
 ) -> Sequence[Axes]:
-    """Left: a loss whose curvature changes. Right: θ′ against θ, with the tangent of slope 1 − αh(θ) at each place."""
-    grid = torch.linspace(min(*places, -1.7), max(*places, 1.7), 241, dtype=torch.float64, requires_grad=True)
+    """Left: a loss whose curvature changes. Right: θ′ against θ, with its tangent at each place."""
+    ends = min([*places, -1.7]), max([*places, 1.7])
+    grid = torch.linspace(*ends, 1021, dtype=torch.float64, requires_grad=True)
     (g,) = torch.autograd.grad(loss(grid).sum(), grid, create_graph=True)
     (h,) = torch.autograd.grad(g.sum(), grid)
     x, after, slopes = (t.detach().numpy() for t in (grid, grid - alpha * g, 1 - alpha * h))
@@ -169,19 +179,15 @@ def curved_step(
     right.plot(x, x, color=COLOURS["before"], linestyle=":", linewidth=1.5)
     right.plot(x, after, color=COLOURS["after"])
     span = 0.28
-    for place in places:
+    offsets = [(10, -20, "left"), (-12, 14, "right"), (0, -30, "center")]
+    for k, place in enumerate(sorted(places)):
         i = int(np.abs(x - place).argmin())
+        dx, dy, ha = offsets[k % 3]
         left.plot(place, float(loss(grid[i]).detach()), "X", color=COLOURS["before"], markersize=9)
         tangent = np.array([-span, span])
         right.plot(place + tangent, after[i] + slopes[i] * tangent, color=COLOURS["truth"], linewidth=3)
         right.plot(place, after[i], "P", color=COLOURS["after"], markersize=9)
-        right.annotate(
-            f"slope {slopes[i]:.2f}",
-            (place, after[i]),
-            (8, -18) if slopes[i] > 0 else (-8, -24),
-            textcoords="offset points",
-            ha="left" if slopes[i] > 0 else "center",
-        )
+        _name(right, f"slope {_signed(slopes[i])}", (place, after[i]), (dx, dy), COLOURS["truth"], ha=ha)
     right.set(xlabel="start θ", ylabel="adapted θ′", title="the slope of θ′ is 1 − αh(θ)")
     return axes
 
@@ -192,23 +198,22 @@ def curved_step(
 def square_on_contours(
     ax: Axes, hessian: Tensor, start: Tensor, alpha: float, side: float = 1.0, label: bool = True
 ) -> Axes:
-    """Contours of ½θᵀHθ; a square of starts around `start` and the parallelogram that one step makes of it."""
+    """Contours of ½θᵀHθ; a square around `start` and the parallelogram that one step makes of it."""
     h, start = _numpy(hessian), _numpy(start)
     jacobian = np.eye(2) - alpha * h
     corners = side / 2 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
     before, after = start + corners, (start + corners) @ jacobian.T
     reach = 1.12 * max(np.abs(before).max(), min(np.abs(after).max(), 2 * np.abs(before).max()))
-    _contours(ax, h, np.zeros(2), reach, COLOURS["support"])
+    _contours(ax, h, reach, COLOURS["support"])
     eigenvalues, vectors = np.linalg.eigh(h)
     for eigenvalue, vector in zip(eigenvalues, vectors.T):
         vector = vector if vector[0] >= 0 else -vector
         ax.axline((0, 0), tuple(vector), color=COLOURS["truth"], linewidth=0.8, linestyle=(0, (6, 4)))
         if label:
-            factor = 1 - alpha * eigenvalue
             spot = vector * 0.80 * reach / np.abs(vector).max()
-            ax.annotate(
-                f"× {factor:.2f}", spot, ha="center", va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-            )
+            text = f"× {_signed(1 - alpha * eigenvalue)}"
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+            ax.annotate(text, spot, ha="center", va="center", fontsize=13, bbox=box)
     ax.fill(*before.T, facecolor="none", edgecolor=COLOURS["before"], linestyle="--", linewidth=2)
     ax.fill(*after.T, color=COLOURS["after"], alpha=0.25, linewidth=0)
     ax.plot(*after.T, color=COLOURS["after"])
@@ -219,15 +224,15 @@ def square_on_contours(
     ax.plot(*(start @ jacobian.T), "P", color=COLOURS["after"], markersize=9)
     if label:
         _name(ax, "θ", start, (-6, 8), COLOURS["before"])
-        _name(ax, "θ′", start @ jacobian.T, (4, -16), COLOURS["after"])
+        _name(ax, "θ′", start @ jacobian.T, (30, 6), COLOURS["after"])
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="θ₁", ylabel="θ₂")
     return ax
 
 
 def pulled_back(axes: Sequence[Axes], hessian: Tensor, start: Tensor, target: Tensor, alpha: float) -> Sequence[Axes]:
-    """Left: v = ∇L_q(θ′) at θ′ and (I − αH)v at θ, as descent directions. Right: both along the eigenvectors of H.
+    """Left: the descent directions −v at θ′, −v and −(I − αH)v at θ. Right: both along the eigenvectors of H.
 
-    The support loss is ½θᵀHθ, the query loss ½|θ − target|².
+    v = ∇L_q(θ′). The support loss is ½θᵀHθ, the query loss ½|θ − target|².
     """
     h, start, target = (_numpy(t) for t in (hessian, start, target))
     jacobian = np.eye(2) - alpha * h
@@ -235,21 +240,23 @@ def pulled_back(axes: Sequence[Axes], hessian: Tensor, start: Tensor, target: Te
     v = adapted - target
     pulled = jacobian.T @ v
     left, right = axes
-    reach = 1.12 * np.abs(np.concatenate([start, adapted, target, start - pulled, start - v])).max()
-    _contours(left, h, np.zeros(2), reach, COLOURS["support"])
-    left.plot([start[0], adapted[0]], [start[1], adapted[1]], color=COLOURS["before"], linestyle=":", linewidth=1.5)
+    points = np.stack([start, adapted, target, start - pulled, start - v])
+    middle, half = (points.max(0) + points.min(0)) / 2, 0.62 * np.ptp(points, axis=0).max()
+    _contours(left, h, np.abs(middle).max() + half, COLOURS["support"])
+    left.plot(*np.stack([start, adapted], 1), color=COLOURS["before"], linestyle=":", linewidth=1.5)
     _arrow(left, adapted, adapted - v, COLOURS["query"], width=2.5)
     _arrow(left, start, start - v, COLOURS["fomaml"], width=2.5, style="--")
     _arrow(left, start, start - pulled, COLOURS["maml"], width=2.5)
     left.plot(*start, "X", color=COLOURS["before"], markersize=9)
     left.plot(*adapted, "P", color=COLOURS["after"], markersize=9)
     left.plot(*target, "*", color=COLOURS["query"], markersize=15, markeredgecolor=COLOURS["truth"])
-    _name(left, "θ", start, (-16, -4), COLOURS["before"])
-    _name(left, "θ′", adapted, (-4, -18), COLOURS["after"])
-    _name(left, "query minimum", target, (0, 12), COLOURS["truth"], ha="right")
-    _name(left, "−v", start - v, (6, 0), COLOURS["fomaml"])
-    _name(left, "−(I − αH)v", start - pulled, (-4, 9), COLOURS["maml"])
-    left.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="θ₁", ylabel="θ₂")
+    _name(left, "θ", start, (-14, 8), COLOURS["before"])
+    _name(left, "θ′", adapted, (-4, 10), COLOURS["after"])
+    _name(left, "query minimum", target, (12, 14), COLOURS["truth"], ha="right")
+    _name(left, "−v", start - v, (2, -18), COLOURS["fomaml"], ha="center")
+    _name(left, "−(I − αH)v", start - pulled, (0, -20), COLOURS["maml"], ha="center")
+    left.set(aspect="equal", xlabel="θ₁", ylabel="θ₂")
+    left.set(xlim=middle[0] + [-half, half], ylim=middle[1] + [-half, half])
 
     eigenvalues, vectors = np.linalg.eigh(h)
     vectors = vectors * np.where(vectors.T @ v < 0, -1, 1)  # v then has no negative component
@@ -260,7 +267,7 @@ def pulled_back(axes: Sequence[Axes], hessian: Tensor, start: Tensor, target: Te
         (0.2, parts[1], "maml", "", "(I − αH)v"),
     ):
         bars = right.bar(place + shift, part, 0.36, color=COLOURS[key], hatch=hatch, edgecolor="white", label=name)
-        right.bar_label(bars, labels=[f"{value:.2f}" for value in part], padding=3)
+        right.bar_label(bars, labels=[_signed(value) for value in part], padding=3)
     right.axhline(0, color=COLOURS["truth"], linewidth=1)
     right.set_xticks(place, [f"steep\nλ = {eigenvalues[1]:.2g}", f"flat\nλ = {eigenvalues[0]:.2g}"])
     right.set(ylabel="component of the gradient")
@@ -273,7 +280,7 @@ def pulled_back(axes: Sequence[Axes], hessian: Tensor, start: Tensor, target: Te
 
 
 def jacobian_map(ax: Axes, jacobian: Tensor, blocks: Mapping[str, int]) -> Axes:
-    """Every entry of ∂θ′/∂θ as a coloured and, up to 12 × 12, numbered square; `blocks`: parameter name -> size."""
+    """Every entry of ∂θ′/∂θ as a coloured square, numbered up to 12 × 12. blocks: parameter name -> size."""
     values = _numpy(jacobian)
     size = len(values)
     largest = max(float(np.abs(values).max()), 1.0)
@@ -290,8 +297,8 @@ def jacobian_map(ax: Axes, jacobian: Tensor, blocks: Mapping[str, int]) -> Axes:
     if size <= 12:
         for i, j in np.ndindex(size, size):
             dark = abs(values[i, j]) > 0.6 * largest
-            text = f"{round(values[i, j], 2) + 0.0:.2f}".replace("-", "−")
-            ax.text(j, i, text, ha="center", va="center", fontsize=11, color="white" if dark else "black")
+            colour = "white" if dark else "black"
+            ax.text(j, i, _signed(values[i, j]), ha="center", va="center", fontsize=11, color=colour)
     for spine in ax.spines.values():
         spine.set_visible(False)
     return ax
@@ -302,6 +309,11 @@ def jacobian_map(ax: Axes, jacobian: Tensor, blocks: Mapping[str, int]) -> Axes:
 
 def _numpy(tensor) -> np.ndarray:
     return np.asarray(torch.as_tensor(tensor).detach().cpu(), dtype=np.float64)
+
+
+def _signed(value: float) -> str:
+    """Two digits, with a true minus sign and no minus zero."""
+    return f"{round(float(value), 2) + 0.0:.2f}".replace("-", "−")
 
 
 def _arrow(ax, start, end, colour, width, style="-"):
@@ -324,10 +336,13 @@ def _arrow(ax, start, end, colour, width, style="-"):
 
 
 def _name(ax, text, spot, offset, colour, ha="left"):
-    ax.annotate(text, tuple(spot), offset, textcoords="offset points", color=colour, fontsize=13, ha=ha)
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
+    place = {"xytext": offset, "textcoords": "offset points", "ha": ha}
+    ax.annotate(text, tuple(spot), color=colour, fontsize=13, bbox=box, **place)
 
 
-def _contours(ax, hessian, centre, reach, colour):
+def _contours(ax, hessian, reach, colour):
     axis = np.linspace(-reach, reach, 121)
-    grid = np.stack(np.meshgrid(axis, axis), -1) - centre
-    ax.contour(axis, axis, 0.5 * np.einsum("...i,ij,...j", grid, hessian, grid), levels=9, colors=colour, linewidths=0.9, alpha=0.8)
+    grid = np.stack(np.meshgrid(axis, axis), -1)
+    height = 0.5 * np.einsum("...i,ij,...j", grid, hessian, grid)
+    ax.contour(axis, axis, height, levels=9, colors=colour, linewidths=0.9, alpha=0.8)

@@ -72,19 +72,21 @@ def three_directions(
 def fixed_points_on_meta_loss(
     ax: Axes, theta: Tensor, meta_loss: Tensor, points: Mapping[str, tuple[float, float]]
 ) -> Axes:
-    """The meta-loss over θ, and for each method the point (θ, meta-loss) where its gradient is zero."""
+    """The meta-loss over θ, and for each method the point (θ, meta-loss) where its gradient is zero.
+
+    A point outside the range of theta is left out.
+    """
     ax.plot(theta, meta_loss, color=COLOURS["truth"])
-    for method, (x, y) in points.items():
-        if not (theta.min() <= x <= theta.max()):
-            continue  # far outside: the printed table has it
-        look = STYLES[method] | {"linestyle": "none", "markersize": 11}
-        ax.plot([x], [y], **look)
+    inside = {method: point for method, point in points.items() if theta.min() <= point[0] <= theta.max()}
+    for rank, (method, (x, y)) in enumerate(sorted(inside.items(), key=lambda item: item[1])):
+        ax.plot([x], [y], **STYLES[method] | {"linestyle": "none", "markersize": 11})
         ax.vlines(x, 0, y, color=COLOURS[method], linestyle=line(method)["linestyle"], linewidth=1.3)
+        last = rank == len(inside) - 1
         ax.annotate(
-            f"{NAMES[method]}\nθ = {x:.2f}", (x, y), xytext=(0, 14), textcoords="offset points", ha="center",
-            color=COLOURS[method], fontweight="bold",
+            f"{NAMES[method]}\nθ = {x:.2f}", (x, y), xytext=(8 if last else -8, 26 if last else 42),
+            textcoords="offset points", ha="left" if last else "right", color=COLOURS[method], fontweight="bold",
         )  # fmt: skip
-    ax.set(xlabel="θ", ylabel="meta-loss  (query loss after adaptation)", ylim=(0, None))
+    ax.set(xlabel="θ", ylabel="meta-loss", ylim=(0, None))
     return ax
 
 
@@ -128,13 +130,11 @@ def pull_back_factor(ax: Axes, alpha_h: Tensor, factors: Mapping[int, Tensor]) -
     """What the recursion multiplies v by, against αh, one curve for each number of inner steps; FOMAML's factor is 1."""
     ax.axvspan(1, 2, color="#EEEEEE", linewidth=0)
     ax.axhline(0, color="black", linewidth=1)
-    ax.axhline(1, **line("fomaml"))
-    ax.annotate("FOMAML: always 1", (2, 1), xytext=(4, 0), textcoords="offset points", va="center",
-                color=COLOURS["fomaml"], annotation_clip=False)  # fmt: skip
+    ax.axhline(1, **line("fomaml"), label="FOMAML")
     for (steps, factor), look in zip(factors.items(), _BY_STEPS * 3):
-        ax.plot(alpha_h, factor, **look | {"color": COLOURS["maml"]}, markevery=max(1, len(alpha_h) // 10), markersize=5)
-        ax.annotate(f"MAML, K = {steps}", (2, float(factor[-1])), xytext=(4, 5 if steps % 2 else -8),
-                    textcoords="offset points", va="center", color=COLOURS["maml"], annotation_clip=False)  # fmt: skip
+        every = max(1, len(alpha_h) // 10)
+        ax.plot(alpha_h, factor, **look | {"color": COLOURS["maml"]}, markevery=every, markersize=5, label=f"MAML, K = {steps}")
+    ax.legend(loc="lower left")
     ax.set(xlabel="αh  (step size × curvature)", ylabel="factor on v", xlim=(0, 2), ylim=(-1.15, 1.15))
     return ax
 
@@ -165,14 +165,25 @@ def taylor_coefficients(
     return axes
 
 
-def angle_against_alpha(ax: Axes, alpha: Sequence[float], angles: Mapping[int, Sequence[float]], title: str) -> Axes:
-    """Degrees between the first-order and the exact meta-gradient over α (log axis), one curve per number of steps."""
-    for (steps, degrees), look in zip(angles.items(), _BY_STEPS * 3):
-        ax.plot(alpha, degrees, **look, markersize=5, label=f"K = {steps}")
-    ax.set_xscale("log")
-    ax.set(title=title, xlabel="inner step size α")
-    ax.grid(alpha=0.25)
-    return ax
+def angle_against_alpha(
+    axes: Sequence[Axes], alpha: Sequence[float], panels: Mapping[str, Mapping[int, Sequence[float]]]
+) -> Sequence[Axes]:
+    """Degrees between the first-order and the exact meta-gradient over α (log axis), one curve per number of steps.
+
+    panels: title → {K: degrees}; all panels share one vertical scale.
+    """
+    for ax, (title, angles) in zip(axes, panels.items()):
+        for (steps, degrees), look in zip(angles.items(), _BY_STEPS * 3):
+            ax.plot(alpha, degrees, **look, markersize=5, label=f"K = {steps}")
+        ax.set_xscale("log")
+        ax.set(title=title, xlabel="inner step size α")
+        ax.grid(alpha=0.25)
+    top = max(ax.get_ylim()[1] for ax in axes)
+    for ax in axes:
+        ax.set_ylim(0, top)
+    axes[0].set_ylabel("angle, degrees")
+    axes[0].legend(loc="upper left")
+    return axes
 
 
 def during_training(

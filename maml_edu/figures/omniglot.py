@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ..episodes import EpisodeIndices
 from ..evaluation import StepScore
 from ..omniglot import Characters
 from ..results import PUBLISHED_OMNIGLOT
@@ -43,36 +42,34 @@ def omniglot_characters(ax: Axes, characters: Characters, which: Sequence[int], 
             _picture(ax, column, row, characters.images[index, column])
         ax.text(-0.15, row + 0.5, _short_name(characters, index), ha="right", va="center", fontsize=11)
     _canvas(ax, (-0.2, drawings), (0, len(which)))
-    ax.set_title(f"Rows: characters. Columns: drawings by {drawings} people" + _which_data(characters.source))
-    return ax
+    return _say_source(ax, characters.source)
 
 
 def omniglot_episode(ax: Axes, batch: TaskBatch, task: int, predicted: Tensor | None = None, source: str = "omniglot") -> Axes:
     """One episode, a column per class: support above, queries below; predicted [T, queries] writes the answers under
     the queries, with a thick dashed frame and a cross on each wrong one."""
     ways = int(batch.support_y[task].max()) + 1
-    tops = {}
     row = 0.0
     for side, x, y in (("support", batch.support_x, batch.support_y), ("query", batch.query_x, batch.query_y)):
-        tops[side] = row
         depth = [0] * ways
         for i in range(x.shape[1]):
             label = int(y[task, i])
             place = (label, row + depth[label] * (1.35 if side == "query" and predicted is not None else 1.0))
             depth[label] += 1
-            _picture(ax, *place, x[task, i, 0], frame=COLOURS[side])
+            wrong = side == "query" and predicted is not None and int(predicted[task, i]) != label
+            _picture(ax, *place, x[task, i, 0], frame=COLOURS["fomaml" if wrong else side], wrong=wrong)
             if side == "query" and predicted is not None:
-                _verdict(ax, *place, int(predicted[task, i]), label, ways)
+                _answer(ax, *place, int(predicted[task, i]), wrong, ways)
         height = max(depth) * (1.35 if side == "query" and predicted is not None else 1.0)
         ax.text(-0.1, row + 0.5, side, ha="right", va="center", color=COLOURS["truth"], fontsize=12)
         row += height + 0.15
     for label in range(ways):
         ax.text(label + 0.5, -0.08, f"class {label}" if ways <= 8 else str(label), ha="center", va="bottom", fontsize=11)
     _canvas(ax, (-0.05, ways), (-0.3, row))
-    return ax
+    return _say_source(ax, source)
 
 
-def confident_mistakes(ax: Axes, triples: Sequence[tuple[Tensor, Tensor, Tensor, float]]) -> Axes:
+def confident_mistakes(ax: Axes, triples: Sequence[tuple[Tensor, Tensor, Tensor, float]], source: str = "omniglot") -> Axes:
     """Columns of three pictures: the query, the support drawing of the class it was taken for, that of its own class.
 
     Each triple: (query, taken for, is, probability given to the wrong class).
@@ -86,7 +83,7 @@ def confident_mistakes(ax: Axes, triples: Sequence[tuple[Tensor, Tensor, Tensor,
     for row, name in enumerate(names):
         ax.text(-0.1, row + 0.5, name, ha="right", va="center", fontsize=12)
     _canvas(ax, (-0.05, max(1, len(triples))), (0, 3.35))
-    return ax
+    return _say_source(ax, source)
 
 
 def _picture(ax, column, row, image, frame=None, wrong=False):
@@ -100,16 +97,14 @@ def _picture(ax, column, row, image, frame=None, wrong=False):
         1 - _GAP,
         fill=False,
         edgecolor=frame or "#BBBBBB",
-        linewidth=3 if wrong else (2 if frame else 0.8),
+        linewidth=3.5 if wrong else (2 if frame else 0.8),
         linestyle="--" if wrong else "-",
     )
     ax.add_patch(edge)
 
 
-def _verdict(ax, column, row, predicted, label, ways):
-    """What the network answered, under the picture; wrong answers get a frame and a cross as well."""
-    wrong = predicted != label
-    colour = COLOURS["fomaml"] if wrong else COLOURS["truth"]
+def _answer(ax, column, row, predicted, wrong, ways):
+    """What the network answered, under the picture; a cross beside a wrong answer."""
     answer = f"→ {predicted}" if ways <= 8 else str(predicted)
     ax.text(
         column + 0.5,
@@ -117,15 +112,10 @@ def _verdict(ax, column, row, predicted, label, ways):
         f"{answer}  ×" if wrong else answer,
         ha="center",
         va="top",
-        color=colour,
+        color=COLOURS["fomaml" if wrong else "truth"],
         fontsize=11,
         fontweight="bold" if wrong else "normal",
     )
-    if wrong:
-        side = 1 - _GAP
-        ax.add_patch(
-            Rectangle((column + _GAP / 2, row + _GAP / 2), side, side, fill=False, edgecolor=colour, linewidth=4, linestyle="--")
-        )
 
 
 def _canvas(ax, x, y):
@@ -139,24 +129,28 @@ def _short_name(characters, index):
     alphabet = characters.alphabets[index]
     if not alphabet:
         return characters.names[index]
-    alphabet = alphabet.replace("_", " ").split("(")[0]
+    alphabet = alphabet.replace("_", " ").split("(")[0].strip()
     return alphabet if len(alphabet) <= 22 else alphabet[:21] + "…"
 
 
-def _which_data(source):
-    return "" if source == "omniglot" else f"\n(synthetic {source}, not Omniglot)"
+def _say_source(ax, source):
+    """Whatever is not Omniglot says so in its title."""
+    if source != "omniglot":
+        ax.set_title(f"synthetic {source}, not Omniglot")
+    return ax
 
 
 # ---------------------------------------------------------------- curves
 
 
 def omniglot_curves(ax: Axes, runs: Mapping[str, tuple[Sequence[float], Sequence[float]]], ways: int, source: str = "omniglot") -> Axes:
-    """Query loss against iteration on a log axis: runs label → (iterations, losses), the first raw and smoothed.
+    """Query loss against iteration on a log axis: runs label → (iterations, losses), each raw (thin) and smoothed (thick).
 
     The dashed line is ln(ways), the loss of a network that gives every class the same probability.
     """
     looks = [line("maml"), dict(color=COLOURS["truth"], linestyle="-.")]
     for (label, (iterations, losses)), look in zip(runs.items(), looks):
+        look = line(label) if label in COLOURS else look
         losses = np.asarray(losses, dtype=float)
         ax.plot(iterations, losses, color=look["color"], alpha=0.25, linewidth=1)
         where, smooth = _smoothed(np.asarray(iterations, dtype=float), losses)
@@ -167,12 +161,10 @@ def omniglot_curves(ax: Axes, runs: Mapping[str, tuple[Sequence[float], Sequence
     ax.set_xscale("log")
     ax.set_ylim(0, 1.15 * chance)
     ax.set_xlabel("outer iteration (log scale)")
-    ax.set_ylabel("query loss of the meta-batch, nats")
+    ax.set_ylabel("query loss, nats")
     if len(runs) > 1:
         ax.legend(loc="lower left")
-    if source != "omniglot":
-        ax.set_title(_which_data(source).strip())
-    return ax
+    return _say_source(ax, source)
 
 
 def _smoothed(x, y, windows=40):
@@ -206,12 +198,10 @@ def omniglot_accuracy(ax: Axes, scores: Sequence[StepScore], headline: int, ways
     ax.set_xlabel("inner steps at test")
     ax.set_ylabel("queries right, %")
     ax.grid(alpha=0.25)
-    if source != "omniglot":
-        ax.set_title(_which_data(source).strip())
-    return ax
+    return _say_source(ax, source)
 
 
-def learned_rates(ax: Axes, alpha: Sequence[Mapping[str, Tensor]], start: float) -> Axes:
+def learned_rates(ax: Axes, alpha: Sequence[Mapping[str, Tensor]], start: float, source: str = "omniglot") -> Axes:
     """Learned step sizes: one row per parameter tensor, one mark per inner step, a dashed line where all of them began."""
     names = list(alpha[0])
     marks = [
@@ -231,22 +221,25 @@ def learned_rates(ax: Axes, alpha: Sequence[Mapping[str, Tensor]], start: float)
     ax.set_xlabel("learned step size α (for the mean cross-entropy)")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     ax.grid(axis="x", alpha=0.25)
-    return ax
+    return _say_source(ax, source)
 
 
-def selection_gap(ax: Axes, sizes: Sequence[int], chosen: Sequence[float], fresh: Sequence[float], steps: int) -> Axes:
-    """Accuracy in % of the best of `steps` steps against the number of tasks: on the tasks that chose it, and on fresh ones."""
-    ax.plot(sizes, [100 * c for c in chosen], **{**STYLES["fomaml"], "label": "on the tasks that chose the step"})
-    ax.plot(sizes, [100 * f for f in fresh], **{**STYLES["maml"], "label": "the same step on fresh tasks"})
+def selection_gap(ax: Axes, sizes: Sequence[int], best: Sequence[float], fixed: Sequence[float], steps: int, source: str = "omniglot") -> Axes:
+    """What test sets of a given size report on average, in %: each its own best step, or a step fixed beforehand."""
+    ax.plot(sizes, [100 * b for b in best], **STYLES["fomaml"])
+    ax.plot(sizes, [100 * f for f in fixed], **STYLES["maml"])
+    top, bottom = 100 * max(best), 100 * min(fixed)
+    room = max(top - bottom, 0.5)
+    ax.text(sizes[0], 100 * best[0] + 0.08 * room, f"the best of {steps} steps", color=COLOURS["fomaml"], va="bottom")
+    ax.text(sizes[0], 100 * fixed[0] - 0.1 * room, "the step fixed in advance", color=COLOURS["maml"], va="top")
+    ax.set_ylim(bottom - 0.4 * room, top + 0.35 * room)
     ax.set_xscale("log")
     ax.set_xticks(sizes, [str(s) for s in sizes])
     ax.minorticks_off()
-    ax.set_xlabel("tasks used to choose the step (log scale)")
-    ax.set_ylabel("queries right, %")
-    ax.set_title(f"Best of {steps} steps, mean over random halves")
+    ax.set_xlabel("tasks in the test set (log scale)")
+    ax.set_ylabel("reported accuracy, %")
     ax.grid(alpha=0.25)
-    ax.legend(loc="upper right")
-    return ax
+    return _say_source(ax, source)
 
 
 # ---------------------------------------------------------------- tables, as Markdown
@@ -255,7 +248,7 @@ def selection_gap(ax: Axes, sizes: Sequence[int], chosen: Sequence[float], fresh
 def omniglot_table(results: Mapping[str, dict]) -> str:
     """The published accuracies, and under them every stored Omniglot result at the step fixed in its protocol."""
     rows = [("method",) + tuple(f"{n}-way {k}-shot" for n, k in SETTINGS)]
-    rows += [(name,) + tuple(_percent(cell) for cell in cells) for name, cells in PUBLISHED_OMNIGLOT.items()]
+    rows += [(name,) + tuple(_percent(cell, _digits(cells)) for cell in cells) for name, cells in PUBLISHED_OMNIGLOT.items()]
     ours: dict[str, dict[tuple[int, int], tuple]] = {}
     for r in _omniglot(results).values():
         p, score = r["protocol"], _headline(r)
@@ -301,11 +294,17 @@ def _label(r):
     return name + (", learned α" if r["protocol"].get("alpha_learned") else "")
 
 
-def _percent(cell, bold=False):
+def _digits(cells):
+    """Decimals enough for every number of a published row."""
+    numbers = [number for cell in cells if cell for number in cell if number is not None]
+    return 1 if all(round(number, 1) == number for number in numbers) else 2
+
+
+def _percent(cell, digits=1, bold=False):
     if cell is None:
         return "–"
     mean, half = cell
-    text = f"{mean:.1f}" if half is None else f"{mean:.1f} ± {half:.1f}"
+    text = f"{mean:.{digits}f}" if half is None else f"{mean:.{digits}f} ± {half:.{digits}f}"
     return f"**{text}**" if bold else text
 
 

@@ -75,9 +75,10 @@ def fits_of_five_points(
     _plot(axes[0], x, network, "after", label="fitted curve")
     _plot(axes[1], x, truth, "truth", linewidth=1.2)
     _plot(axes[1], x, family, "after", linewidth=4, alpha=0.45)
+    bound = 1.8 * float(truth.abs().max()) + 0.2  # the same scale in both panels
     for ax, title in zip(axes, ("a network from a random start", "a sine with two unknowns")):
         _scatter(ax, *_sides(batch, 0)["support"], "support", label="support point")
-        ax.set(xlabel="x", ylabel="y", title=title)
+        ax.set(xlabel="x", ylabel="y", title=title, ylim=(-bound, bound))
         ax.label_outer()
     _below(axes[0].figure, axes[0], 3)
     return axes[0].figure
@@ -89,9 +90,7 @@ def support_and_query_losses(ax: Axes, support: Sequence[float], query: Sequence
     for key, values in (("support", support), ("query", query)):
         dashes = "-" if key == "support" else "--"
         ax.semilogy(steps, values, color=COLOURS[key], linestyle=dashes)
-        ax.annotate(
-            f" {key} loss", (len(values) - 1, values[-1]), va="center", fontsize=12, annotation_clip=False
-        )
+        ax.annotate(f" {key} loss", (len(values) - 1, values[-1]), va="center", fontsize=12, annotation_clip=False)
     ax.set(xlabel="training step on the support set", ylabel="mean squared error")
     ax.set_xlim(0, max(len(support) - 1, 1))
     return ax.figure
@@ -134,14 +133,22 @@ def bilevel_diagram(ax: Axes) -> Figure:
     ax.set(xlim=(0, 16), ylim=(0, 7.8))
     ax.axis("off")
     ax.add_patch(  # what happens once per task
-        FancyBboxPatch((3.0, 1.75), 12.7, 5.8, boxstyle="round,pad=0,rounding_size=0.3", fc="#F5F5F5", ec="#999999", ls="--")
+        FancyBboxPatch(
+            (3.0, 1.75), 12.7, 5.8, boxstyle="round,pad=0,rounding_size=0.3", fc="#F5F5F5", ec="#999999", ls="--"
+        )
     )
     ax.text(15.4, 7.15, "once per task", ha="right", va="center", fontsize=11, style="italic", color="#444444")
-    task = _box(ax, (5.0, 6.5), 3.2, r"task $\mathcal{T} \sim p(\mathcal{T})$", "#999999")
+    task = _box(ax, (6.2, 6.5), 3.2, r"task $\mathcal{T} \sim p(\mathcal{T})$", "#999999")
     support = _box(ax, (6.2, 4.75), 3.0, "support set", COLOURS["support"])
     query = _box(ax, (13.6, 4.75), 3.0, "query set", COLOURS["query"])
     theta = _box(ax, (1.3, 2.9), 1.6, r"$\theta$", COLOURS["before"], size=17)
-    inner = _box(ax, (6.2, 2.9), 5.0, "inner loop, $K$ steps\n" + r"$\theta_{j+1} = \theta_j - \alpha\nabla L_s(\theta_j)$", "#999999")
+    inner = _box(
+        ax,
+        (6.2, 2.9),
+        5.0,
+        "inner loop, $K$ steps\n" + r"$\theta_{j+1} = \theta_j - \alpha\nabla L_s(\theta_j)$",
+        "#999999",
+    )
     phi = _box(ax, (10.5, 2.9), 1.6, r"$\varphi$", COLOURS["after"], size=17)
     loss = _box(ax, (13.6, 2.9), 2.6, r"$L_q(\varphi)$", COLOURS["query"], size=15)
     _arrow(ax, task, support, "bottom", "top")
@@ -206,12 +213,13 @@ def before_and_after(
 
     starts: title -> (curve before, curve after).
     """
+    bound = 1.4 * float(truth.abs().max()) + 0.2  # the same scale in both panels
     for ax, (title, (before, after)) in zip(axes, starts.items()):
         _plot(ax, x, truth, "truth", linewidth=1.2, label="true curve")
         _plot(ax, x, before, "before", label="before, θ")
         _plot(ax, x, after, "after", linewidth=2.6, label="after, φ")
         _scatter(ax, *_sides(batch, 0)["support"], "support", label="support point")
-        ax.set(xlabel="x", ylabel="y", title=title)
+        ax.set(xlabel="x", ylabel="y", title=title, ylim=(-bound, bound))
         ax.label_outer()
     _below(axes[0].figure, axes[0], 4)
     return axes[0].figure
@@ -231,11 +239,15 @@ def fine_tuning(ax: Axes, scores: Mapping[str, list[StepScore]], floor: float) -
             [s.mean for s in known],
             [s.half_width if math.isfinite(s.half_width) else 0 for s in known],
             capsize=3,
-            label=f"{name} start" if name not in COLOURS else {"maml": "MAML start", "joint": "joint start"}.get(name, name),
+            label=f"{name} start"
+            if name not in COLOURS
+            else {"maml": "MAML start", "joint": "joint start"}.get(name, name),
             **look,
         )
     ax.axhline(floor, **line("truth") | {"linewidth": 1})
-    ax.annotate("best without adapting", (0.01, floor), xycoords=("axes fraction", "data"), va="bottom", fontsize=11)
+    ax.annotate(
+        "best without adapting", (0.99, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=11
+    )
     ax.set(xlabel="inner steps at test", ylabel="query MSE, mean over tasks")
     ax.set_ylim(bottom=0)
     ax.figure.legend(loc="outside lower center", ncols=3)

@@ -1,0 +1,29 @@
+"""With the Hessian term taken out of the package, notebooks 02 to 05 must say so: some claim turns ✗."""
+
+import nbformat
+import pytest
+from test_notebook_changes import NOTEBOOKS, report, run_in_subprocess
+
+NO_HESSIAN = """
+import maml_edu.meta_gradient as _m
+import torch as _torch
+
+_zeros = lambda params: {name: _torch.zeros_like(p) for name, p in params.items()}
+_m._grad_of_gradient = lambda leaf, g, v: _zeros(leaf)
+_m._ROUTES = {how: (lambda r: lambda *a: (r(*a)[0], _zeros(a[1])))(route) for how, route in _m._ROUTES.items()}
+"""
+
+
+def failed_claims(result):
+    return {line for line in result.stdout.splitlines() if line.startswith("✗")}
+
+
+@pytest.mark.parametrize("number", ["02", "03", "04", "05"])
+def test_some_claim_turns(number):
+    (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
+    cells = nbformat.read(path, as_version=4).cells
+    setup = next(cell for cell in cells if cell.cell_type == "code")
+    sound = run_in_subprocess(path, {})
+    broken = run_in_subprocess(path, {f"cell:{setup.id}": setup.source + NO_HESSIAN})
+    assert sound.returncode == 0 and broken.returncode == 0, report(broken)
+    assert failed_claims(broken) - failed_claims(sound), "no claim noticed that the Hessian term is gone"

@@ -1,0 +1,114 @@
+"""README says what is there: its code runs, its table is that of the stored results, its links lead somewhere.
+
+`python tests/test_readme.py --write` renews the table and the picture.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+START, END = "<!-- results -->\n", "<!-- /results -->"
+
+
+def results_table():
+    """The results as markdown, from the stored JSON and the published tables alone."""
+    from maml_edu.results import PUBLISHED_OMNIGLOT, PUBLISHED_SINE, read_results
+
+    found = read_results(ROOT / "notebooks" / "results")
+    lines = ["| sine regression, 5-shot MSE | 1 step | 5 steps | 10 steps |", "|---|---|---|---|"]
+    for label, row in PUBLISHED_SINE.items():
+        lines.append(f"| published: {label} | " + " | ".join(f"{row[s]:.2f}" for s in (1, 5, 10)) + " |")
+    for method, label in (
+        ("maml", "MAML"),
+        ("fomaml", "FOMAML"),
+        ("reptile", "Reptile"),
+        ("joint", "pre-trained on all tasks"),
+    ):
+        one = found[f"sine_5shot_{method}"]
+        at = {s["step"]: s for s in one["per_step"]}
+        cells = [f"{at[s]['mean']:.2f} ± {at[s]['half_width']:.2f}" for s in (1, 5, 10)]
+        lines.append(f"| ours: {label}, α = {one['protocol']['alpha']:g} | " + " | ".join(cells) + " |")
+    lines += ["", "| Omniglot, accuracy in % | protocol | accuracy |", "|---|---|---|"]
+    for ways, shots, column in ((5, 1, 0), (5, 5, 1), (20, 1, 2), (20, 5, 3)):
+        value, half = PUBLISHED_OMNIGLOT["MAML"][column]
+        lines.append(
+            f"| published: MAML | {ways}-way {shots}-shot, 64 filters, 60,000 iterations | {value} ± {half} |"
+        )
+    for name, one in found.items():
+        if not name.startswith("omniglot"):
+            continue
+        p = one["protocol"]
+        last = next(s for s in one["per_step"] if s["step"] == p["inner_steps"])
+        protocol = (
+            f"{p['ways']}-way {p['shots']}-shot, {p['filters']} filters, {p['iterations']:,} iterations, "
+            f"{'learned α, ' if p['alpha_learned'] else ''}{p['split']} split, {p['tasks']} test tasks, "
+            f"{one['provenance']['seconds'] / 60:.0f} min on {one['provenance']['hardware']}"
+        )
+        accuracy = f"{100 * last['mean']:.1f} ± {100 * last['half_width']:.1f}"
+        lines.append(f"| ours: {one['method'].upper()} | {protocol} | {accuracy} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_picture(path):
+    """One unknown sine, five points, one gradient step, from two shipped initialisations."""
+    import torch
+
+    from maml_edu import figures
+    from maml_edu.meta_gradient import adapt
+    from maml_edu.models import mlp, mse
+    from maml_edu.training import load_checkpoint
+
+    net, grid = mlp(), torch.linspace(-5, 5, 300)
+    x = torch.tensor([-4.2, -3.2, -2.0, 0.6, 1.6]).view(1, -1, 1)
+    y, truth = 3.0 * torch.sin(x - 0.6), 3.0 * torch.sin(grid - 0.6)
+    fig, axes = figures.new_axes(columns=2, height=3.4)
+    for ax, (name, title) in zip(axes, (("sine_maml", "MAML"), ("sine_joint", "pre-trained on all sines"))):
+        trained, settings = load_checkpoint(name)
+        path_of = adapt(mse(net.apply), trained.theta, x, y, settings["protocol"]["alpha"], 1)
+        with torch.no_grad():
+            shown = {step: net.apply(path_of[step], grid.view(1, -1, 1)).flatten() for step in (0, 1)}
+        figures.adaptation(ax, grid, truth, (x.flatten(), y.flatten()), shown, title)
+    axes[0].legend(loc="upper left", bbox_to_anchor=(0.2, -0.2), ncols=4)
+    path.parent.mkdir(exist_ok=True)
+    fig.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
+
+
+def test_the_table_is_that_of_the_stored_results():
+    text = README.read_text(encoding="utf-8")
+    assert text[text.index(START) + len(START) : text.index(END)] == results_table()
+
+
+def test_the_code_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 18
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout.strip().splitlines()[-1]) < 3.0  # better than the floor of anyone who may not adapt
+
+
+def test_every_notebook_is_listed_and_every_link_leads_somewhere():
+    text = README.read_text(encoding="utf-8")
+    targets = set(re.findall(r"\]\((?!http)([^)#]+)\)", text))
+    missing = [t for t in targets if not (ROOT / t).exists()]
+    assert not missing
+    unlisted = [p.name for p in (ROOT / "notebooks").glob("*.ipynb") if f"notebooks/{p.name}" not in targets]
+    assert not unlisted
+
+
+@pytest.mark.parametrize("tool", ["jupyter lab", "pytest -n 2"])
+def test_two_set_up_commands_each_on_one_line(tool):
+    lines = re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(lines) == 2 and all(line.count("\n") == 1 for line in lines)
+    assert sum(tool in line for line in lines) == 1
+
+
+if __name__ == "__main__" and "--write" in sys.argv:
+    text = README.read_text(encoding="utf-8")
+    head, tail = text[: text.index(START) + len(START)], text[text.index(END) :]
+    README.write_text(head + results_table() + tail, encoding="utf-8")
+    draw_picture(ROOT / "notebooks" / "images" / "adaptation.png")
