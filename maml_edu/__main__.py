@@ -86,7 +86,10 @@ def _parser():
 
 def _settings(args):
     """The preset, overridden by the flags that were given."""
-    chosen = dict(PRESETS["sine" if args.dataset == "sine" else "characters", args.preset])
+    kind = "sine" if args.dataset == "sine" else "characters"
+    if (kind, args.preset) not in PRESETS:  # argparse checks the flag, not the environment
+        raise ValueError(f"MAML_EDU_PRESET={args.preset!r} is no preset; choose smoke, quick or full")
+    chosen = dict(PRESETS[kind, args.preset])
     given = {k: v for k, v in vars(args).items() if v is not None}
     settings = {**chosen, **given}
     settings.setdefault("queries", settings["shots"])

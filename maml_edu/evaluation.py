@@ -86,7 +86,7 @@ def evaluate(
                 scores.append(torch.stack(of_accuracy).double().cpu())
     losses = torch.cat(losses, 1)  # [steps + 1, tasks]
     scores = torch.cat(scores, 1) if metric == "accuracy" else losses
-    limit = 10 * losses[0].max()
+    limit = torch.nan_to_num(10 * losses[0].max())  # finite, so that an infinite loss is always above it
     return [_score(step, scores[step], ~(losses[step] <= limit)) for step in range(steps + 1)]
 
 

@@ -254,7 +254,7 @@ def autograd_maml(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, ste
     """
     theta = {name: p.detach().clone().requires_grad_() for name, p in theta.items()}
     like = next(iter(theta.values()))
-    alpha = _map_alpha(lambda r: torch.as_tensor(r, dtype=like.dtype, device=like.device).detach().clone().requires_grad_(), alpha)
+    alpha = map_alpha(lambda r: torch.as_tensor(r, dtype=like.dtype, device=like.device).detach().clone().requires_grad_(), alpha)
     rates = _rates(alpha, theta, steps, detach=False)
     phi = {name: p.expand(batch.support_x.shape[0], *p.shape) for name, p in theta.items()}
     for rate in rates:
@@ -263,7 +263,7 @@ def autograd_maml(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, ste
         phi = {name: p - rate[name] * gradient for (name, p), gradient in zip(phi.items(), g)}
     query_loss = _per_task(loss, phi, batch.query_x, batch.query_y)
     leaves: list[Tensor] = []
-    _map_alpha(leaves.append, alpha)
+    map_alpha(leaves.append, alpha)
     inputs = [*theta.values(), *leaves]
     gradient = torch.autograd.grad(query_loss.mean(), inputs, materialize_grads=True)
     of_alpha = iter(gradient[len(theta) :])
@@ -271,7 +271,7 @@ def autograd_maml(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, ste
         dict(zip(theta, gradient)),
         query_loss.detach(),
         {name: p.detach() for name, p in phi.items()},
-        _map_alpha(lambda rate: next(of_alpha), alpha),
+        map_alpha(lambda rate: next(of_alpha), alpha),
     )
 
 
@@ -376,19 +376,19 @@ def _minus_product(g, v, rate):
 def _like(alpha, products, tasks):
     """Σ over what shares a rate (steps, parameters), in the form of alpha, mean over tasks."""
     if isinstance(alpha, (list, tuple)):
-        unused = [_map_alpha(lambda rate: torch.zeros_like(torch.as_tensor(rate)), a) for a in alpha[len(products) :]]
+        unused = [map_alpha(lambda rate: torch.zeros_like(torch.as_tensor(rate)), a) for a in alpha[len(products) :]]
         return [_like(a, [product], tasks) for a, product in zip(alpha, products)] + unused
     if not products:  # no steps: α has no influence
-        return _map_alpha(lambda rate: torch.zeros_like(torch.as_tensor(rate)), alpha)
+        return map_alpha(lambda rate: torch.zeros_like(torch.as_tensor(rate)), alpha)
     if isinstance(alpha, dict):
         return {name: sum(product[name] for product in products) / tasks for name in alpha}
     return sum(sum(product.values()) for product in products) / tasks
 
 
-def _map_alpha(function, alpha):
+def map_alpha(function, alpha):
     """`function` of every rate in alpha, in the same form."""
     if isinstance(alpha, (list, tuple)):
-        return [_map_alpha(function, a) for a in alpha]
+        return [map_alpha(function, a) for a in alpha]
     if isinstance(alpha, dict):
         return {name: function(rate) for name, rate in alpha.items()}
     return function(alpha)

@@ -1,6 +1,7 @@
 """Results of runs as JSON with their provenance, and the published numbers they stand beside."""
 
 import json
+import math
 import os
 import platform
 import sys
@@ -67,7 +68,10 @@ def result(experiment: str, method: str, protocol: dict, scores: list[StepScore]
 
 
 def _rounded(value):
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    """Six digits; what is not finite becomes null, as JSON has no word for it."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def write_result(path: str | Path, result: dict) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .evaluation import Sampler
-from .meta_gradient import Alpha, Loss, MetaGradient, Params, joint, maml
+from .meta_gradient import Alpha, Loss, MetaGradient, Params, joint, map_alpha, maml
 from .models import Model
 from .tasks import check_batch
 
@@ -74,7 +74,7 @@ def train(
     theta = {name: p.detach().clone() for name, p in model.theta.items()}
     if learn_alpha:
         like = next(iter(theta.values()))
-        alpha = _map(lambda rate: torch.as_tensor(rate, dtype=like.dtype, device=like.device).clone(), alpha)
+        alpha = map_alpha(lambda rate: torch.as_tensor(rate, dtype=like.dtype, device=like.device).clone(), alpha)
     rates = _flat(alpha) if learn_alpha else []
     groups = [{"params": list(theta.values()), "lr": lr}]
     if rates:
@@ -95,7 +95,7 @@ def train(
     def so_far(done):
         return Trained(
             {name: p.detach().clone() for name, p in theta.items()},
-            _map(lambda rate: rate.detach().clone() if isinstance(rate, Tensor) else rate, alpha),
+            map_alpha(lambda rate: rate.detach().clone() if isinstance(rate, Tensor) else rate, alpha),
             {"query_loss": losses[:done].cpu()},
         )
 
@@ -105,15 +105,16 @@ def train(
                 path,
                 {
                     "theta": {name: p.cpu() for name, p in theta.items()},
-                    "alpha": _map(lambda rate: rate.cpu() if isinstance(rate, Tensor) else rate, alpha),
+                    "alpha": map_alpha(lambda rate: rate.cpu() if isinstance(rate, Tensor) else rate, alpha),
                     "adam": adam.state_dict(),
-                    "generator": generator.get_state(),
+                    "generator": drawn,
                     "query_loss": losses[:done].cpu(),
                     "iterations": iterations,
                 },
             )
 
     done, good, saved, checked = start, so_far(start), time.monotonic(), start
+    drawn = generator.get_state()  # after `done` iterations: an interrupted one is drawn again on resume
     check_every = max(1, min(50, iterations // 20))
     bar = tqdm(
         total=iterations, initial=start, desc=progress, file=sys.stdout, bar_format=BAR, disable=progress is None
@@ -136,7 +137,7 @@ def train(
                 for group, first in zip(adam.param_groups, first_rates):
                     group["lr"] = first * 0.5 * (1 + math.cos(math.pi * i / iterations))
             adam.step()
-            done = i + 1
+            done, drawn = i + 1, generator.get_state()
             if done % check_every == 0 or done == iterations:  # reading a loss waits for the device: not every iteration
                 bar.update(done - bar.n)
                 recent = losses[checked:done].mean().item()
@@ -175,12 +176,6 @@ def _flat(alpha):
     if isinstance(alpha, (list, tuple)):
         return [rate for a in alpha for rate in _flat(a)]
     return list(alpha.values()) if isinstance(alpha, dict) else [alpha]
-
-
-def _map(function, alpha):
-    if isinstance(alpha, (list, tuple)):
-        return [_map(function, a) for a in alpha]
-    return {name: function(rate) for name, rate in alpha.items()} if isinstance(alpha, dict) else function(alpha)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -224,11 +219,14 @@ def _restore(path, theta, rates, adam, generator, losses) -> int:
 
 def _read(path: Path) -> dict:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:
         raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it or name another") from error
+    if not isinstance(state, dict) or not {"theta", "alpha"} <= set(state):
+        raise ValueError(f"{path} is not a checkpoint of this package: it holds no theta and alpha; name another")
+    return state
 
 
 def _same_model(path, stored, theta):

@@ -593,6 +593,8 @@ def test_lists_must_reach_to_the_last_step():
     path = adapt(problem.loss, problem.theta, *problem.batch[:2], 0.1, 3)
     with pytest.raises(ValueError, match="query_gradients has 1 entries for 3 steps"):
         pull_back(problem.loss, path, *problem.batch[:2], 0.1, path[-1], query_gradients=[None])
+    with pytest.raises(ValueError, match=r"shape \[3, 2, 4\], which does not broadcast to the parameter's \[2, 4\]"):
+        pull_back(problem.loss, path, *problem.batch[:2], {**SOME, "w1": torch.ones(3, 2, 4)}, path[-1])
 
 
 @pytest.mark.parametrize("method", [maml, fomaml, reptile, autograd_maml])

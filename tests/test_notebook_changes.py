@@ -18,6 +18,19 @@ import nbformat
 import pytest
 
 CHANGES: dict[str, list[dict[str, str]]] = {
+    "01_tasks_and_the_bilevel_objective": [
+        {"AMPLITUDE": "(1.0, 2.0)", "SIZES": "(1, 10, 1)", "METHOD": "joint"},
+        {"AMPLITUDE": "(3.0, 3.0)", "PHASE": "(1.0, 1.0)", "ACTIVATION": '"softplus"', "BUDGET": "1"},
+        {"PHASE": "(0.0, 2 * math.pi)", "SHOTS": "20", "STEPS": "3", "METHOD": "fomaml"},
+        {"PHASE": "(-math.pi / 2, math.pi / 2)", "SHOTS": "1", "METHOD": "reptile", "BUDGET": "10"},
+        {"SHOTS": "2", "ALPHA": "0.001", "STEPS": "2", "SIZES": "(1, 100, 100, 1)"},
+        {"ALPHA": "0.5", "STEPS": "5", "ACTIVATION": '"tanh"'},
+        {
+            "cell:nb01-model": "from torch import nn\n"
+            "model = from_module(nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 1)))\n"
+            "loss = mse(model.apply)",
+        },
+    ],
     "02_differentiating_a_gradient_step": [
         {"ALPHA": "0.8"},
         {"ALPHA": "0.05", "STEPS": "1"},
@@ -33,6 +46,53 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "model = from_module(nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)))",
         },
     ],
+    "03_hessian_vector_products": [
+        {"SIZES": "(1, 20, 1)", "ACTIVATION": '"softplus"', "STEPS": "2"},
+        {"SHOTS": "2", "ALPHA": "0.2", "STEPS": "1"},
+        {"SHOTS": "20", "STEPS": "8", "SIZES": "(1, 8, 8, 8, 1)", "KINK_DISTANCE": "1e-4"},
+        {"ACTIVATION": '"relu"', "ALPHA": "0.01"},
+        {
+            "cell:nb03-model": "from torch import nn\n"
+            "generator = torch.Generator().manual_seed(3)\n"
+            "net = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1)).double()\n"
+            "model = from_module(net)\nloss = mse(model.apply)\n"
+            "batch = SineTasks().sample(4, SHOTS, generator=generator, dtype=torch.float64)\n"
+            "theta = model.theta",
+        },
+    ],
+    "05_sine_regression": [
+        {"AMPLITUDE": "(0.1, 1.0)", "PHASE": "(0.0, 2 * math.pi)", "SHOTS": "5"},
+        {"ALPHA": "0.03", "STEPS": "5", "METHOD": '"reptile"'},
+        {"SIZES": "(1, 20, 20, 1)", "ACTIVATION": '"tanh"', "TEST_SHOTS": "20", "METHOD": '"fomaml"'},
+        {"SHOWN_AMPLITUDE": "0.5", "SHOWN_PHASE": "3.0", "SUPPORT_X": "[-2.0, 2.0]", "STEPS": "2"},
+        {
+            "SHOTS": "20",
+            "cell:nb05-model": "from torch import nn\n"
+            "ITERATIONS, TEST_TASKS = 20, 60\n"
+            "sines = SineTasks(amplitude=AMPLITUDE, phase=PHASE)\n"
+            "def make_model(inputs=1):\n"
+            "    return from_module(nn.Sequential(nn.Linear(inputs, 20), nn.Tanh(), nn.Linear(20, 1)))\n"
+            "def tasks_of(shots, queries, reveal=False):\n"
+            "    return lambda n, generator: sines.sample(n, shots, queries, generator=generator, reveal=reveal)",
+        },
+    ],
+    "07_few_shot_classification": [
+        {"DATASET": '"glyphs"', "STEPS": "3", "ALPHA": "2.0"},
+        {"WAYS": "20", "QUERIES": "1", "FILTERS": "8", "METHOD": "reptile"},
+        {"WAYS": "2", "SHOTS": "5", "QUERIES": "10", "METHOD": "fomaml"},
+        {
+            "cell:nb07-model": "net07 = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, stride=4), "
+            "torch.nn.BatchNorm2d(8, track_running_stats=False), torch.nn.ReLU(), torch.nn.Flatten(), "
+            "torch.nn.Linear(392, WAYS))\n"
+            "model = from_module(net07)\nloss = cross_entropy(model.apply)",
+        },
+        {
+            "cell:nb07-model": "model = from_module(torch.nn.Sequential(torch.nn.Flatten(), "
+            "torch.nn.Linear(784, 16), torch.nn.ReLU(), torch.nn.Linear(16, WAYS)))\n"
+            "loss = cross_entropy(model.apply)",
+            "WAYS": "3",
+        },
+    ],
     "08_omniglot": [
         {"DATASET": '"glyphs"', "METHOD": '"reptile"', "STEPS": "3"},
         {"DATASET": '"glyphs"', "SHOTS": "5", "QUERIES": "1", "ALPHA": "2.0"},
@@ -45,6 +105,24 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "loss = cross_entropy(model.apply)\n"
             "method, LEARN_ALPHA, ITERATIONS = getattr(meta_gradient, METHOD), True, 20",
             "WAYS": "6",
+        },
+    ],
+    "04_first_order_approximations": [
+        {"CURVATURES": "(2.0, 2.0)", "ACTIVATION": '"tanh"', "METHOD": '"reptile"', "SINE_STEPS": "5"},
+        {"CURVATURES": "(1.0, 2.0, 3.0)", "CENTRES": "(0.0, 5.0, -1.0)", "SIZES": "(1, 20, 1)", "METHOD": '"joint"'},
+        {"ALPHA": "0.4", "STEPS": "3", "SMALL_ALPHA": "0.4", "LARGE_ALPHA": "0.4", "METHOD": '"maml"'},
+        {"ALPHA": "0.6", "STEPS": "2", "START": "-2.0", "OUTER_RATE": "0.2", "PROBE": "0.0", "SINE_ALPHA": "0.02"},
+        {"CURVATURES": "(1.0, 30.0)", "CENTRES": "(0.0, 5.0)", "OUTER_RATE": "5.0", "SINE_ALPHA": "0.5"},
+        {"ALPHA": "0.4", "SHOTS": "1", "AMPLITUDE": "(1.0, 1.0)", "PHASE": "(0.0, 0.5)", "TOY_ALPHA": "0.6"},
+        {"TOY_STEPS": "10", "FACTOR_STEPS": "(1, 5, 20)", "TAYLOR_STEPS": "(1, 4, 16)", "DELTA": "1e-1"},
+        {"SMOOTH_SIZES": "(1, 10, 1)", "SMOOTH_ACTIVATION": '"softplus"', "FEATURES": "10", "LINEAR_ALPHA": "0.5"},
+        {"ALPHAS": "(1e-3, 1e-2, 1e-1, 1.0)", "ANGLE_STEPS": "(1, 2, 5)", "SHOTS": "20", "SINE_STEPS": "3"},
+        {
+            "cell:nb04-model": "from torch import nn\n"
+            "model = from_module(nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 1)))\n"
+            "loss = mse(model.apply)\n"
+            "family = SineTasks(amplitude=AMPLITUDE, phase=PHASE)\n"
+            "batch = family.sample(25, SHOTS)",
         },
     ],
 }

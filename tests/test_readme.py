@@ -73,7 +73,7 @@ def draw_picture(path):
         with torch.no_grad():
             shown = {step: net.apply(path_of[step], grid.view(1, -1, 1)).flatten() for step in (0, 1)}
         figures.adaptation(ax, grid, truth, (x.flatten(), y.flatten()), shown, title)
-    axes[0].legend(loc="upper left", bbox_to_anchor=(0.2, -0.2), ncols=4)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     path.parent.mkdir(exist_ok=True)
     fig.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
 

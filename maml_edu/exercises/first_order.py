@@ -63,8 +63,8 @@ REPTILE = Exercise(
     cases=lambda: [(*_problem(0), 0.1, 3), (*_problem(1), 0.02, 5)],
     mistakes={
         "The direction is right, but its length depends on α: divide θ − φ by α.": _not_divided,
-        "The sign is turned round: an optimiser subtracts what you return, so it must be θ − φ, not φ − θ.": _turned_round,
-        "You adapted to the support set alone. Reptile has no query set: it descends on all examples of a task.": _support_only,
+        "The sign is turned round: an optimiser subtracts what you return, so return θ − φ.": _turned_round,
+        "You adapted to the support set alone. Reptile descends on all examples of a task.": _support_only,
         "This is FOMAML, the query gradient at φ. Reptile takes no gradient at φ, only the difference θ − φ.": _fomaml,
         "You divided by K as well. The package does not: (θ − φ)/α is the sum of the K inner gradients.": _per_step,
     },
@@ -111,7 +111,7 @@ FIXED_POINT = Exercise(
     mistakes={
         "This is MAML's optimum: you used (1 − αh)². FOMAML drops one of the two factors.": _maml_optimum,
         "This is where joint training settles: the weights are h, with no adaptation in them.": _joint_optimum,
-        "You weighted the tasks by 1 − αh. The query gradient at φ has a factor h in front as well.": _without_curvature,
+        "You weighted the tasks by 1 − αh. The query gradient has a factor h in front as well.": _without_curvature,
     },
     hints=(
         "FOMAML's gradient of one task is ∇L_q(φ) = h(φ − c), and φ − c = (1 − αh)(θ − c).",
@@ -199,11 +199,13 @@ def _added_up(loss, theta, batch, alpha, steps, keep):
     return _mean(v)
 
 
+_STEPS_KEPT = ((2, 3, 1), (3, 4, 2), (4, 3, 0), (4, 3, 3))  # seed, steps, keep
+
 TRUNCATED = Exercise(
     number="4.4",
     title="between FOMAML and MAML",
     reference=truncated_maml,
-    cases=lambda: [(*_problem(2), 0.1, 3, 1), (*_problem(3), 0.05, 4, 2), (*_problem(4), 0.1, 3, 0), (*_problem(4), 0.1, 3, 3)],
+    cases=lambda: [(*_problem(seed), 0.1, steps, keep) for seed, steps, keep in _STEPS_KEPT],
     mistakes={
         "You pulled v back through the first steps. Start from the end of the path: j = K−1, K−2, …": _products_at(
             lambda steps, keep: range(keep - 1, -1, -1)
@@ -211,8 +213,10 @@ TRUNCATED = Exercise(
         "This is the exact gradient for every `keep`: stop after `keep` products.": _products_at(
             lambda steps, keep: range(steps - 1, -1, -1)
         ),
-        "This is FOMAML for every `keep`: no Hessian-vector product is taken.": _products_at(lambda steps, keep: ()),
-        "The Hessians are one step late. Step j starts at θ_j, so the first product is taken at θ_{K−1}, not at φ.": _products_at(
+        "This is FOMAML for every `keep`: no Hessian-vector product is taken.": _products_at(
+            lambda steps, keep: ()
+        ),
+        "The Hessians are one step late: the first product is taken at θ_{K−1}, not at φ.": _products_at(
             lambda steps, keep: range(steps, steps - keep, -1)
         ),
         "Each product must use the v of the step before. You multiplied the query gradient every time.": _added_up,

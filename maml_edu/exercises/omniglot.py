@@ -152,15 +152,15 @@ EXERCISES: list[Exercise] = [
         cases=_drawings,
         mistakes={
             "You turn the other way: torch.rot90 turns anticlockwise in (-2, -1), and so does the package.": _clockwise,
-            "You turned all classes of a task by the same angle: turns has one entry per task and class.": _one_per_task,
+            "You turned all classes of a task by one angle: turns has an entry per task and class.": _one_per_task,
             "You used the turns of the first task for every task.": _one_per_label,
-            "The drawings of one class are turned differently: then the support set no longer shows what the query asks for.": _one_per_drawing,
+            "You turned drawings of one class differently: support then shows another character.": _one_per_drawing,
         },
         hints=(
             "Make all four versions of x first: x.rot90(turn, (-2, -1)) for turn in 0 … 3.",
             "torch.where(turns == turn, …) needs turns with as many axes as x: turns[:, :, None, None, None].",
         ),
-        remark="Support and query drawings of a class share the angle, so a turned character is simply another character.",
+        remark="Support and query of a class share the angle, so a turned character is simply another character.",
     ),
     Exercise(
         number="8.2",
@@ -170,10 +170,10 @@ EXERCISES: list[Exercise] = [
         mistakes={
             "Your second number is the standard deviation of the tasks: how far one task lies from the mean. Asked is "
             "how far the mean itself may be off.": _spread,
-            "You took 1.96 standard deviations: that is where 95 % of the tasks lie (if normal). The interval of the mean is √n times "
-            "narrower.": _spread_196,
+            "You took 1.96 standard deviations: where 95 % of the tasks lie (if normal). The interval of the mean is "
+            "√n times narrower.": _spread_196,
             "Your second number is one standard error: a 68 % interval. 95 % needs a factor in front.": _standard_error,
-            "You divided the squared deviations by n. The mean was estimated from the same values, so divide by n − 1.": _biased,
+            "You divided the squared deviations by n. The mean comes from the same values: divide by n − 1.": _biased,
             "You divided by n; the spread of a mean shrinks with √n.": _no_root,
             "That is the full width of the interval; ± takes half of it.": _full_width,
         },
@@ -199,7 +199,7 @@ EXERCISES: list[Exercise] = [
             "Start from half_width = 1.96·s/√n.",
             "Solve for n: n = (1.96·s/half_width)². Halving an interval costs four times the tasks.",
         ),
-        remark="More than twenty times the usual 600: with 600 tasks, differences of a few tenths of a percent are noise.",
+        remark="Over twenty times the usual 600: with 600 tasks, differences of a few tenths of a percent are noise.",
     ),
     Exercise(
         number="8.4",
@@ -208,13 +208,13 @@ EXERCISES: list[Exercise] = [
         cases=_halves,
         mistakes={
             "You chose the step with all tasks, so the half you report on took part in the choice.": _choose_on_all,
-            "You chose again on the second half: both of your numbers are maxima, and both are too good.": _choose_twice,
+            "You chose again on the second half: both numbers are maxima, and both are too good.": _choose_twice,
             "The halves are swapped: the tasks where `chooser` is True choose the step.": _swapped,
             "You looked for the largest single task; a step is chosen by its mean over tasks.": _best_task,
-            "That is the last step, not the best one: take the step whose mean over the choosing half is largest.": _last_step,
+            "That is the last step: take the one whose mean over the choosing half is largest.": _last_step,
         },
         hints=(
-            "First the means per step over the choosing half, values[:, chooser].mean(1), and the position of the largest.",
+            "First the means per step over the choosing half, values[:, chooser].mean(1); where is the largest?",
             "Then two means of that one row: over the tasks in chooser, and over the tasks in ~chooser.",
         ),
     ),

@@ -158,7 +158,7 @@ EXERCISES: list[Exercise] = [
         title="The best curve for any range",
         reference=best_without_adapting,
         mistakes={
-            "this is the sine of the mean task, E[A]·sin(x − E[phase]); the mean of sines is flatter.": _sine_of_the_mean_task,
+            "this is the sine of the mean task; the mean of the sines is flatter.": _sine_of_the_mean_task,
             "the sign of the cosine term is wrong: sin(x − p) = sin x · cos p − cos x · sin p.": _plus_cosine,
             "the integrals over the phase are not divided by the width of the range.": _width_forgotten,
             "the factor E[A] is missing.": _amplitude_forgotten,

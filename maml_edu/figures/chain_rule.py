@@ -252,7 +252,7 @@ def pulled_back(axes: Sequence[Axes], hessian: Tensor, start: Tensor, target: Te
     left.plot(*target, "*", color=COLOURS["query"], markersize=15, markeredgecolor=COLOURS["truth"])
     _name(left, "θ", start, (-14, 8), COLOURS["before"])
     _name(left, "θ′", adapted, (-4, 10), COLOURS["after"])
-    _name(left, "query minimum", target, (12, 14), COLOURS["truth"], ha="right")
+    _name(left, "query\nminimum", target, (0, 14), COLOURS["truth"], ha="center")
     _name(left, "−v", start - v, (2, -18), COLOURS["fomaml"], ha="center")
     _name(left, "−(I − αH)v", start - pulled, (0, -20), COLOURS["maml"], ha="center")
     left.set(aspect="equal", xlabel="θ₁", ylabel="θ₂")

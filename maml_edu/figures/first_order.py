@@ -34,37 +34,62 @@ _BY_STEPS = [
 
 
 def three_directions(
-    ax: Axes, curvature: Sequence[float], centres: dict[str, Sequence[float]], path: Tensor, gradients: dict[str, Tensor]
+    ax: Axes,
+    curvature: Sequence[float],
+    centres: dict[str, Sequence[float]],
+    path: Tensor,
+    gradients: dict[str, Tensor],
 ) -> Axes:
     """Contours of ½Σ h(θ − c)² for support and query, the inner path [K+1, 2], and −gradient of each method at θ.
 
     Arrows have one common length: only their direction counts.
     """
     path = path.numpy()
-    corners = np.vstack([path, *centres.values()])
-    low, high = corners.min(0) - 0.9, corners.max(0) + 0.9
+    steps = {m: -1.1 * g.numpy() / max(float(g.norm()), 1e-12) for m, g in gradients.items()}
+    corners = np.vstack([path, *centres.values(), *(path[0] + step for step in steps.values())])
+    low, high = corners.min(0) - 0.5, corners.max(0) + np.array([1.5, 0.4])
     x, y = np.meshgrid(np.linspace(low[0], high[0], 200), np.linspace(low[1], high[1], 200))
     for side, centre in centres.items():
         value = 0.5 * (curvature[0] * (x - centre[0]) ** 2 + curvature[1] * (y - centre[1]) ** 2)
         dashes = "solid" if side == "support" else "dashed"
-        ax.contour(x, y, value, levels=[0.1, 0.5, 1.2], colors=COLOURS[side], linewidths=1.3, linestyles=dashes)
+        ax.contour(
+            x, y, value, levels=[0.1, 0.5, 1.2], colors=COLOURS[side], linewidths=1.3, linestyles=dashes
+        )
         ax.plot(*centre, color=COLOURS[side], marker="+", markersize=11, markeredgewidth=2.5)
         ax.annotate(
-            f"{side} minimum", centre, xytext=(0, -8), textcoords="offset points", ha="center", va="top", fontsize=11
+            f"{side} minimum",
+            centre,
+            xytext=(0, -8),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=11,
         )
     ax.plot(*path.T, color=COLOURS["after"], marker=".", linewidth=1.5)
-    ax.annotate("φ", path[-1], xytext=(-4, -16), textcoords="offset points", color=COLOURS["after"], fontsize=14)
+    ax.annotate(
+        "φ", path[-1], xytext=(-4, -16), textcoords="offset points", color=COLOURS["after"], fontsize=14
+    )
     ax.annotate("θ", path[0], xytext=(-18, -4), textcoords="offset points", fontsize=14)
-    for method, gradient in gradients.items():
-        step = -gradient.numpy() / max(float(gradient.norm()), 1e-12)
-        tip = path[0] + 1.1 * step
-        arrow = dict(arrowstyle="-|>", color=COLOURS[method], linewidth=2.5, linestyle=line(method)["linestyle"])
+    for method, step in steps.items():
+        tip = path[0] + step
+        arrow = dict(
+            arrowstyle="-|>", color=COLOURS[method], linewidth=2.5, linestyle=line(method)["linestyle"]
+        )
         ax.annotate("", tip, path[0], arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 18})
         ax.annotate(
-            NAMES[method], tip + 0.08 * step, color=COLOURS[method], va="center", ha="left" if step[0] > 0.3 else "center",
+            NAMES[method],
+            tip + 0.07 * step,
+            color=COLOURS[method],
+            va="center",
+            ha="left" if step[0] > 0.3 else "center",
             fontweight="bold",
-        )  # fmt: skip
-    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="θ₁  (flat direction)", ylabel="θ₂  (steep direction)")
+        )
+    ax.set(
+        xlim=(low[0], high[0]),
+        ylim=(low[1], high[1]),
+        xlabel="θ₁  (flat direction)",
+        ylabel="θ₂  (steep direction)",
+    )
     ax.set_aspect("equal")
     return ax
 
@@ -77,20 +102,19 @@ def fixed_points_on_meta_loss(
     A point outside the range of theta is left out.
     """
     ax.plot(theta, meta_loss, color=COLOURS["truth"])
-    inside = {method: point for method, point in points.items() if theta.min() <= point[0] <= theta.max()}
-    for rank, (method, (x, y)) in enumerate(sorted(inside.items(), key=lambda item: item[1])):
-        ax.plot([x], [y], **STYLES[method] | {"linestyle": "none", "markersize": 11})
-        ax.vlines(x, 0, y, color=COLOURS[method], linestyle=line(method)["linestyle"], linewidth=1.3)
-        last = rank == len(inside) - 1
-        ax.annotate(
-            f"{NAMES[method]}\nθ = {x:.2f}", (x, y), xytext=(8 if last else -8, 26 if last else 42),
-            textcoords="offset points", ha="left" if last else "right", color=COLOURS[method], fontweight="bold",
-        )  # fmt: skip
+    for method, (x, y) in points.items():
+        if theta.min() <= x <= theta.max():
+            look = STYLES[method] | {"linestyle": "none", "markersize": 11}
+            ax.plot([x], [y], **look, label=f"{NAMES[method]}, θ = {x:.2f}")
+            ax.vlines(x, 0, y, color=COLOURS[method], linestyle=line(method)["linestyle"], linewidth=1.3)
+    ax.legend(loc="upper left")
     ax.set(xlabel="θ", ylabel="meta-loss", ylim=(0, None))
     return ax
 
 
-def meta_descent(ax: Axes, paths: Mapping[str, Sequence[float]], targets: Mapping[str, float], limit: float = 6.0) -> Axes:
+def meta_descent(
+    ax: Axes, paths: Mapping[str, Sequence[float]], targets: Mapping[str, float], limit: float = 6.0
+) -> Axes:
     """θ over the outer steps of each method; a dotted line at each target. Curves are cut where |θ| passes `limit`."""
     for method, path in paths.items():
         values = np.where(np.abs(path) <= limit, path, np.nan)
@@ -98,18 +122,27 @@ def meta_descent(ax: Axes, paths: Mapping[str, Sequence[float]], targets: Mappin
         last = np.flatnonzero(np.isfinite(values))[-1]
         leaves = last < len(values) - 1
         ax.annotate(
-            f"{NAMES[method]}{' leaves' if leaves else ''}", (last, values[last]), xytext=(6, 0),
-            textcoords="offset points", va="center", color=COLOURS[method], fontweight="bold", annotation_clip=False,
-        )  # fmt: skip
+            f"{NAMES[method]}{' leaves' if leaves else ''}",
+            (last, values[last]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=COLOURS[method],
+            fontweight="bold",
+            annotation_clip=False,
+        )
     for method, target in targets.items():
         if abs(target) <= limit:
-            ax.axhline(target, color=COLOURS[method], linestyle=":", linewidth=1.3)
+            ends = (0, len(paths[method]) - 1)
+            ax.hlines(target, *ends, color=COLOURS[method], linestyle=":", linewidth=1.3)
     ax.set(xlabel="outer step", ylabel="θ", xlim=(0, max(map(len, paths.values())) * 1.3))
     return ax
 
 
-def gradients_against_theta(ax: Axes, theta: Tensor, gradients: Mapping[str, Tensor], mark: float | None = None) -> Axes:
-    """Each method's meta-gradient over θ; grey where MAML's and FOMAML's have opposite signs; `mark` a θ to point at."""
+def gradients_against_theta(
+    ax: Axes, theta: Tensor, gradients: Mapping[str, Tensor], mark: float | None = None
+) -> Axes:
+    """Each method's meta-gradient over θ; grey where MAML's and FOMAML's differ in sign; `mark`: a θ to point at."""
     ax.axhline(0, color="black", linewidth=1)
     wrong = (gradients["maml"] * gradients["fomaml"] < 0).numpy()
     low = float(min(g.min() for g in gradients.values()))
@@ -127,13 +160,19 @@ def gradients_against_theta(ax: Axes, theta: Tensor, gradients: Mapping[str, Ten
 
 
 def pull_back_factor(ax: Axes, alpha_h: Tensor, factors: Mapping[int, Tensor]) -> Axes:
-    """What the recursion multiplies v by, against αh, one curve for each number of inner steps; FOMAML's factor is 1."""
+    """What the recursion multiplies v by, against αh, one curve for each number of inner steps."""
     ax.axvspan(1, 2, color="#EEEEEE", linewidth=0)
     ax.axhline(0, color="black", linewidth=1)
     ax.axhline(1, **line("fomaml"), label="FOMAML")
     for (steps, factor), look in zip(factors.items(), _BY_STEPS * 3):
         every = max(1, len(alpha_h) // 10)
-        ax.plot(alpha_h, factor, **look | {"color": COLOURS["maml"]}, markevery=every, markersize=5, label=f"MAML, K = {steps}")
+        look = look | {
+            "color": COLOURS["maml"],
+            "markersize": 5,
+            "markevery": every,
+            "label": f"MAML, K = {steps}",
+        }
+        ax.plot(alpha_h, factor, **look)
     ax.legend(loc="lower left")
     ax.set(xlabel="αh  (step size × curvature)", ylabel="factor on v", xlim=(0, 2), ylim=(-1.15, 1.15))
     return ax
@@ -147,11 +186,16 @@ def taylor_coefficients(
     products: Sequence[str],
 ) -> Sequence[Axes]:
     """One panel per product: its coefficient over K, lines from theory, markers as measured (arrays [K, product])."""
+    sizes = dict(zip(measured, (12, 8, 5)))  # where markers coincide, all can be seen
     for i, (ax, product) in enumerate(zip(axes, products)):
         for method in measured:
             expected = [row[i] for row in theory[method]]
             ax.plot(steps, expected, **line(method), linewidth=1.3, label=NAMES[method])
-            ax.plot(steps, measured[method][:, i], **STYLES[method] | {"linestyle": "none", "markersize": 8})
+            ax.plot(
+                steps,
+                measured[method][:, i],
+                **STYLES[method] | {"linestyle": "none", "markersize": sizes[method]},
+            )
         ax.set(title=product, xlabel="inner steps K")
         ax.set_xticks(list(steps))
         ax.axhline(0, color="black", linewidth=0.6, zorder=0)
@@ -187,7 +231,11 @@ def angle_against_alpha(
 
 
 def during_training(
-    ax: Axes, iterations: Sequence[int], curves: Mapping[str, Sequence[float]], ylabel: str, level: float | None = None
+    ax: Axes,
+    iterations: Sequence[int],
+    curves: Mapping[str, Sequence[float]],
+    ylabel: str,
+    level: float | None = None,
 ) -> Axes:
     """Curves over meta-training, told apart by dash and marker; `level` draws a thin reference line."""
     for (label, values), look in zip(curves.items(), _BY_STEPS * 3):

@@ -45,7 +45,9 @@ def omniglot_characters(ax: Axes, characters: Characters, which: Sequence[int], 
     return _say_source(ax, characters.source)
 
 
-def omniglot_episode(ax: Axes, batch: TaskBatch, task: int, predicted: Tensor | None = None, source: str = "omniglot") -> Axes:
+def omniglot_episode(
+    ax: Axes, batch: TaskBatch, task: int, predicted: Tensor | None = None, source: str = "omniglot"
+) -> Axes:
     """One episode, a column per class: support above, queries below; predicted [T, queries] writes the answers under
     the queries, with a thick dashed frame and a cross on each wrong one."""
     ways = int(batch.support_y[task].max()) + 1
@@ -64,12 +66,16 @@ def omniglot_episode(ax: Axes, batch: TaskBatch, task: int, predicted: Tensor | 
         ax.text(-0.1, row + 0.5, side, ha="right", va="center", color=COLOURS["truth"], fontsize=12)
         row += height + 0.15
     for label in range(ways):
-        ax.text(label + 0.5, -0.08, f"class {label}" if ways <= 8 else str(label), ha="center", va="bottom", fontsize=11)
+        ax.text(
+            label + 0.5, -0.08, f"class {label}" if ways <= 8 else str(label), ha="center", va="bottom", fontsize=11
+        )
     _canvas(ax, (-0.05, ways), (-0.3, row))
     return _say_source(ax, source)
 
 
-def confident_mistakes(ax: Axes, triples: Sequence[tuple[Tensor, Tensor, Tensor, float]], source: str = "omniglot") -> Axes:
+def confident_mistakes(
+    ax: Axes, triples: Sequence[tuple[Tensor, Tensor, Tensor, float]], source: str = "omniglot"
+) -> Axes:
     """Columns of three pictures: the query, the support drawing of the class it was taken for, that of its own class.
 
     Each triple: (query, taken for, is, probability given to the wrong class).
@@ -143,10 +149,12 @@ def _say_source(ax, source):
 # ---------------------------------------------------------------- curves
 
 
-def omniglot_curves(ax: Axes, runs: Mapping[str, tuple[Sequence[float], Sequence[float]]], ways: int, source: str = "omniglot") -> Axes:
-    """Query loss against iteration on a log axis: runs label → (iterations, losses), each raw (thin) and smoothed (thick).
+def omniglot_curves(
+    ax: Axes, runs: Mapping[str, tuple[Sequence[float], Sequence[float]]], ways: int, source: str = "omniglot"
+) -> Axes:
+    """Query loss against iteration on a log axis, raw (thin) and smoothed (thick); runs: label → (iterations, losses).
 
-    The dashed line is ln(ways), the loss of a network that gives every class the same probability.
+    The dotted line is ln(ways), the loss of a network that gives every class the same probability.
     """
     looks = [line("maml"), dict(color=COLOURS["truth"], linestyle="-.")]
     for (label, (iterations, losses)), look in zip(runs.items(), looks):
@@ -157,7 +165,14 @@ def omniglot_curves(ax: Axes, runs: Mapping[str, tuple[Sequence[float], Sequence
         ax.plot(where, smooth, **look, label=label)
     chance = math.log(ways)
     ax.axhline(chance, color=COLOURS["before"], linestyle=":", linewidth=1.5)
-    ax.text(0.01, chance, f" guessing: ln {ways} = {chance:.2f}", transform=ax.get_yaxis_transform(), va="bottom", fontsize=11)
+    ax.text(
+        0.01,
+        chance,
+        f" guessing: ln {ways} = {chance:.2f}",
+        transform=ax.get_yaxis_transform(),
+        va="bottom",
+        fontsize=11,
+    )
     ax.set_xscale("log")
     ax.set_ylim(0, 1.15 * chance)
     ax.set_xlabel("outer iteration (log scale)")
@@ -174,7 +189,9 @@ def _smoothed(x, y, windows=40):
     return [x[s].mean() for s in spans], [y[s].mean() for s in spans]
 
 
-def omniglot_accuracy(ax: Axes, scores: Sequence[StepScore], headline: int, ways: int, method: str = "maml", source: str = "omniglot") -> Axes:
+def omniglot_accuracy(
+    ax: Axes, scores: Sequence[StepScore], headline: int, ways: int, method: str = "maml", source: str = "omniglot"
+) -> Axes:
     """Accuracy in % with 95 % intervals after 0, 1, … inner steps; a ring around the step that was fixed in advance."""
     known = [s for s in scores if s.mean is not None]
     steps, means = [s.step for s in known], [100 * s.mean for s in known]
@@ -182,7 +199,15 @@ def omniglot_accuracy(ax: Axes, scores: Sequence[StepScore], headline: int, ways
     ax.errorbar(steps, means, yerr=[100 * s.half_width for s in known], capsize=4, **style)
     for s, mean in zip(known, means):
         if s.step == headline:
-            ax.plot(s.step, mean, marker="o", markersize=17, markerfacecolor="none", color=COLOURS["truth"], markeredgewidth=1.8)
+            ax.plot(
+                s.step,
+                mean,
+                marker="o",
+                markersize=17,
+                markerfacecolor="none",
+                color=COLOURS["truth"],
+                markeredgewidth=1.8,
+            )
             ax.annotate(
                 f"fixed in advance:\n{mean:.1f} ± {100 * s.half_width:.1f} %",
                 (s.step, mean),
@@ -202,7 +227,7 @@ def omniglot_accuracy(ax: Axes, scores: Sequence[StepScore], headline: int, ways
 
 
 def learned_rates(ax: Axes, alpha: Sequence[Mapping[str, Tensor]], start: float, source: str = "omniglot") -> Axes:
-    """Learned step sizes: one row per parameter tensor, one mark per inner step, a dashed line where all of them began."""
+    """Learned step sizes: one row per parameter tensor, one mark per inner step, a dashed line where they began."""
     names = list(alpha[0])
     marks = [
         dict(marker="o", markerfacecolor=COLOURS["maml"], color=COLOURS["maml"]),
@@ -224,7 +249,9 @@ def learned_rates(ax: Axes, alpha: Sequence[Mapping[str, Tensor]], start: float,
     return _say_source(ax, source)
 
 
-def selection_gap(ax: Axes, sizes: Sequence[int], best: Sequence[float], fixed: Sequence[float], steps: int, source: str = "omniglot") -> Axes:
+def selection_gap(
+    ax: Axes, sizes: Sequence[int], best: Sequence[float], fixed: Sequence[float], steps: int, source: str = "omniglot"
+) -> Axes:
     """What test sets of a given size report on average, in %: each its own best step, or a step fixed beforehand."""
     ax.plot(sizes, [100 * b for b in best], **STYLES["fomaml"])
     ax.plot(sizes, [100 * f for f in fixed], **STYLES["maml"])
@@ -248,7 +275,9 @@ def selection_gap(ax: Axes, sizes: Sequence[int], best: Sequence[float], fixed: 
 def omniglot_table(results: Mapping[str, dict]) -> str:
     """The published accuracies, and under them every stored Omniglot result at the step fixed in its protocol."""
     rows = [("method",) + tuple(f"{n}-way {k}-shot" for n, k in SETTINGS)]
-    rows += [(name,) + tuple(_percent(cell, _digits(cells)) for cell in cells) for name, cells in PUBLISHED_OMNIGLOT.items()]
+    rows += [
+        (name,) + tuple(_percent(cell, _digits(cells)) for cell in cells) for name, cells in PUBLISHED_OMNIGLOT.items()
+    ]
     ours: dict[str, dict[tuple[int, int], tuple]] = {}
     for r in _omniglot(results).values():
         p, score = r["protocol"], _headline(r)
@@ -256,7 +285,10 @@ def omniglot_table(results: Mapping[str, dict]) -> str:
         ours.setdefault(_label(r), {})[p["ways"], p["test_shots"]] = cell
     if not ours:
         ours["MAML"] = {}
-    rows += [(f"**here: {name}**",) + tuple(_percent(cells.get(s), bold=True) for s in SETTINGS) for name, cells in ours.items()]
+    rows += [
+        (f"**here: {name}**",) + tuple(_percent(cells.get(s), bold=True) for s in SETTINGS)
+        for name, cells in ours.items()
+    ]
     return _markdown(rows)
 
 
@@ -266,7 +298,8 @@ def omniglot_runs(results: Mapping[str, dict]) -> str:
     for name, r in _omniglot(results).items():
         p, where = r["protocol"], r["provenance"]
         score = _headline(r)
-        accuracy = _percent((100 * score["mean"], 100 * score["half_width"])) if score["mean"] is not None else "diverged"
+        diverged = score["mean"] is None
+        accuracy = "diverged" if diverged else _percent((100 * score["mean"], 100 * score["half_width"]))
         rate = "learned per tensor and step" if p.get("alpha_learned") else f"α = {p['alpha']}"
         rows.append(
             (
@@ -304,7 +337,7 @@ def _percent(cell, digits=1, bold=False):
     if cell is None:
         return "–"
     mean, half = cell
-    text = f"{mean:.{digits}f}" if half is None else f"{mean:.{digits}f} ± {half:.{digits}f}"
+    text = f"{mean:.1f}" if half is None else f"{mean:.{digits}f} ± {half:.{digits}f}"
     return f"**{text}**" if bold else text
 
 

@@ -92,11 +92,11 @@ def paired_differences(ax: Axes, differences: dict[str, tuple[float, float]]) ->
 
 def alpha_sweep(ax: Axes, alphas: Sequence[float], medians: dict[str, Sequence[float]], trained: dict[str, float]) -> Axes:
     """Median MSE after one step against the step size used at test; a triangle marks the one used in training."""
-    looks = [line("maml"), line("fomaml")]
-    for (label, values), look in zip(medians.items(), looks):
+    bottom = min(min(values) for values in medians.values()) / 2
+    for (label, values), look in zip(medians.items(), (line("maml"), line("fomaml"))):
         ax.loglog(alphas, values, label=label, **look)
-        ax.plot(trained[label], ax.get_ylim()[0], marker="v", color=look["color"], markersize=11, clip_on=False, zorder=5)
-    ax.set_ylim(top=20)
+        ax.plot(trained[label], bottom, marker="v", color=look["color"], markersize=11, clip_on=False, zorder=5)
+    ax.set_ylim(bottom, 20)
     ax.set_xlabel("α at test (▼ α in training)")
     ax.set_ylabel("median MSE, 1 step")
     ax.legend(loc="upper left")

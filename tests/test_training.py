@@ -1,0 +1,375 @@
+"""The outer loop: it learns, and nothing is lost when it is interrupted."""
+
+import math
+import pickle
+
+import pytest
+import torch
+from problems import flat, relative, sines
+
+from maml_edu.meta_gradient import MetaGradient, fomaml, joint, maml, reptile
+from maml_edu.models import mlp, mse
+from maml_edu.sine import SineTasks
+from maml_edu.tasks import TaskBatch
+from maml_edu.training import Trained, load_checkpoint, save_checkpoint, train
+
+
+def small(width=8):
+    model = mlp((1, width, 1), generator=torch.Generator().manual_seed(0))
+    return model, mse(model.apply)
+
+
+def run(sampler=sines, seed=1, **options):
+    """Thirty iterations of a small network; quiet."""
+    options = {"iterations": 30, "tasks": 3, "progress": None, **options}
+    return train(*small(), sampler, generator=torch.Generator().manual_seed(seed), **options)
+
+
+def rates_of(alpha):
+    if isinstance(alpha, list):
+        return [rate for a in alpha for rate in rates_of(a)]
+    return list(alpha.values()) if isinstance(alpha, dict) else [alpha]
+
+
+def assert_same(found: Trained, expected: Trained):
+    """Bit by bit."""
+    assert all(torch.equal(found.theta[n], expected.theta[n]) for n in expected.theta)
+    assert torch.equal(found.history["query_loss"], expected.history["query_loss"])
+    ours, theirs = rates_of(found.alpha), rates_of(expected.alpha)
+    assert len(ours) == len(theirs) and all(torch.equal(*map(torch.as_tensor, pair)) for pair in zip(ours, theirs))
+
+
+# --------------------------------------------------------------------------------------------------
+# Learning
+
+
+@pytest.mark.parametrize("method", [maml, fomaml, reptile, joint])
+def test_training_learns(method):
+    """Sines of one amplitude and few phases: the query loss falls by much more than its scatter."""
+    family = SineTasks(amplitude=(2.0, 2.0), phase=(0.0, 0.5))
+    model = mlp(generator=torch.Generator().manual_seed(0))
+
+    def sampler(tasks, generator):
+        return family.sample(tasks, 10, generator=generator)
+
+    trained = train(model, mse(model.apply), sampler, method, iterations=200, tasks=8, lr=5e-3, progress=None)
+    loss = trained.history["query_loss"]
+    assert loss.shape == (200,) and loss.dtype == torch.float32
+    assert loss[:5].mean() > 1.5 and loss[-20:].mean() < 0.5
+
+
+def test_training_is_adam_on_the_meta_gradient():
+    """Written out with nothing but maml and torch.optim.Adam."""
+    model, loss = small()
+    theta = {n: p.clone() for n, p in model.theta.items()}
+    adam, generator, history = torch.optim.Adam(theta.values(), lr=2e-3), torch.Generator().manual_seed(1), []
+    for _ in range(6):
+        result = maml(loss, theta, sines(3, generator), 0.05, 2)
+        history.append(result.query_loss.mean())
+        for n, p in theta.items():
+            p.grad = result.gradient[n]
+        adam.step()
+    trained = run(iterations=6, alpha=0.05, steps=2, lr=2e-3)
+    assert relative(trained.theta, theta) < 1e-6
+    assert torch.allclose(trained.history["query_loss"], torch.stack(history))
+    assert trained.alpha == 0.05
+
+
+def test_the_model_given_is_not_changed():
+    model, loss = small()
+    before = {n: p.clone() for n, p in model.theta.items()}
+    trained = train(model, loss, sines, iterations=5, tasks=2, progress=None)
+    assert relative(model.theta, before) == 0 and relative(trained.theta, before) > 1e-4
+    assert all(p.grad is None and not p.requires_grad for p in [*model.theta.values(), *trained.theta.values()])
+
+
+def test_seed_zero_if_no_generator_is_given():
+    first, again = (train(*small(), sines, iterations=3, tasks=2, progress=None) for _ in range(2))
+    assert_same(first, again)
+    assert_same(first, run(iterations=3, tasks=2, seed=0))
+
+
+@pytest.mark.parametrize("schedule, total", [("constant", 20), ("cosine", 10.5)])
+def test_schedules(schedule, total):
+    """Under a constant gradient every step of Adam is exactly lr long: the way is the sum of the learning rates."""
+    theta = {n: p.double() for n, p in small()[0].theta.items()}
+    model, loss = small()
+
+    def slope(loss, theta, batch, alpha, steps):
+        return MetaGradient({n: torch.ones_like(p) for n, p in theta.items()}, torch.zeros(1), {}, None)
+
+    trained = train(
+        model._replace(theta=theta), loss, sines, slope, iterations=20, lr=0.1, schedule=schedule, progress=None
+    )
+    way = flat(theta) - flat(trained.theta)
+    assert torch.allclose(way, torch.full_like(way, 0.1 * total), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", [maml, fomaml])
+def test_learned_step_sizes(method):
+    trained = run(method=method, steps=2, alpha=0.05, learn_alpha=True)
+    names = list(small()[0].theta)
+    assert [list(a) for a in trained.alpha] == [names, names]  # per step and parameter
+    rates = torch.stack(rates_of(trained.alpha))
+    assert rates.shape == (8,) and (rates != 0.05).all() and len(set(rates.tolist())) == 8
+    assert relative(trained.theta, run(method=method, steps=2, alpha=0.05).theta) > 1e-4
+
+
+def test_learned_step_sizes_keep_the_form_given():
+    names = list(small()[0].theta)
+    given = dict.fromkeys(names, 0.05)
+    assert list(run(iterations=2, alpha=given, learn_alpha=True).alpha) == names
+    assert given == dict.fromkeys(names, 0.05)
+    full = {n: torch.full_like(p, 0.05) for n, p in small()[0].theta.items()}
+    learned = run(iterations=2, alpha=[full], learn_alpha=True).alpha[0]
+    assert all(learned[n].shape == full[n].shape and (full[n] == 0.05).all() for n in names)
+    assert all((learned[n] != 0.05).any() for n in names)
+
+
+def test_watch_sees_the_run_from_before_the_first_step():
+    seen = []
+    trained = run(iterations=25, watch=lambda i, so_far: seen.append((i, so_far)), watch_every=10)
+    assert [i for i, _ in seen] == [0, 10, 20]
+    assert [len(so_far.history["query_loss"]) for _, so_far in seen] == [0, 10, 20]
+    assert relative(seen[0][1].theta, small()[0].theta) == 0
+    assert relative(seen[2][1].theta, run(iterations=20).theta) == 0
+    assert torch.equal(seen[2][1].history["query_loss"], trained.history["query_loss"][:20])
+
+
+def test_progress_is_printed_or_not(capsys):
+    run(progress="sines")
+    assert "sines 100%" in (out := capsys.readouterr().out) and "30/30" in out and "query loss" in out
+    run()
+    assert capsys.readouterr().out == ""
+
+
+# --------------------------------------------------------------------------------------------------
+# Interruptions
+
+
+class At:
+    """Calls through until the given call, which raises instead."""
+
+    def __init__(self, call, error, function):
+        self.left, self.error, self.function = call, error, function
+
+    def __call__(self, *args, **kwargs):
+        if self.left == 0:
+            raise self.error
+        self.left -= 1
+        return self.function(*args, **kwargs)
+
+
+SETTINGS = {
+    "maml": dict(method=maml, steps=2, alpha=0.05),
+    "learned step sizes, cosine": dict(method=maml, steps=2, alpha=0.05, learn_alpha=True, schedule="cosine"),
+    "joint": dict(method=joint, schedule="cosine"),
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("where", ["sampler", "watch", "step of Adam"])
+def test_interrupted_and_resumed_equals_uninterrupted(settings, where, tmp_path, capsys, monkeypatch):
+    """Wherever in an iteration Ctrl-C arrives. What was drawn in the iteration that was lost is drawn again."""
+    options = {**settings, "checkpoint": tmp_path / "run.pt"}
+    if where == "sampler":
+        partial = run(At(12, KeyboardInterrupt, sines), **options)
+    elif where == "watch":
+        partial = run(watch=At(12, KeyboardInterrupt, lambda *_: None), watch_every=1, **options)
+    else:
+        with monkeypatch.context() as patched:
+            step = At(12, KeyboardInterrupt, torch.optim.Adam.step)
+            patched.setattr(torch.optim.Adam, "step", lambda adam: step(adam))
+            partial = run(**options)
+    assert "interrupted after 12 of 30 iterations" in capsys.readouterr().out
+    assert_same(load_checkpoint(tmp_path / "run.pt")[0], partial)
+    assert len(partial.history["query_loss"]) == 12
+    assert_same(run(seed=99, resume=True, **options), run(**settings))
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_crash_loses_only_what_came_after_the_last_checkpoint(settings, tmp_path):
+    options = {**settings, "checkpoint": tmp_path / "run.pt", "save_every": 0.0}
+    with pytest.raises(OSError, match="power cut"):
+        run(At(17, OSError("power cut"), sines), **options)
+    assert len(load_checkpoint(tmp_path / "run.pt")[0].history["query_loss"]) == 17
+    assert_same(run(seed=99, resume=True, **options), run(**settings))
+
+
+def test_interrupted_without_a_checkpoint_returns_what_was_learned(capsys):
+    partial = run(At(12, KeyboardInterrupt, sines))
+    assert relative(partial.theta, run(iterations=12).theta) == 0
+    assert "resume from" not in capsys.readouterr().out
+
+
+def test_resuming_a_finished_run_returns_it(tmp_path):
+    finished = run(checkpoint=tmp_path / "run.pt")
+    assert_same(run(At(0, AssertionError, sines), checkpoint=tmp_path / "run.pt", resume=True), finished)
+
+
+def test_resuming_without_a_checkpoint_starts_afresh_and_says_so(tmp_path, capsys):
+    trained = run(checkpoint=tmp_path / "new" / "run.pt", resume=True)
+    assert "starting afresh" in capsys.readouterr().out
+    assert_same(trained, run())
+    assert (tmp_path / "new" / "run.pt").exists()
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt(), SystemExit(1)])
+def test_a_checkpoint_half_written_leaves_the_old_one(error, tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    before = run(iterations=5, checkpoint=path)
+    whole, save = path.read_bytes(), torch.save
+
+    def half(state, file):
+        save(state, file)
+        file.truncate(file.tell() // 2)
+        raise error
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(type(error)):
+        save_checkpoint(path, before._replace(theta={}))
+    assert path.read_bytes() == whole
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+    assert_same(load_checkpoint(path)[0], before)
+
+
+# --------------------------------------------------------------------------------------------------
+# A loss that is no longer finite
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_training_stops_where_the_loss_is_no_longer_finite(value):
+    def sampler(tasks, generator):
+        sampler.calls += 1
+        batch = sines(tasks, generator)
+        return batch if sampler.calls <= 13 else batch._replace(query_y=torch.full_like(batch.query_y, value))
+
+    sampler.calls = 0
+    with pytest.warns(UserWarning, match="stopped at iteration 14: the query loss is not finite .* of iteration 13"):
+        trained = run(sampler)
+    assert sampler.calls == 14
+    assert_same(trained, run(iterations=13))
+
+
+def test_a_step_size_that_is_far_too_large_returns_finite_parameters():
+    with pytest.warns(UserWarning, match="α or lr too large"):
+        trained = run(alpha=1e30, steps=3)
+    assert flat(trained.theta).isfinite().all()
+
+
+# --------------------------------------------------------------------------------------------------
+# Checkpoint files
+
+
+def test_save_and_load(tmp_path):
+    theta = small()[0].theta
+    alpha = [{n: torch.tensor(0.1) for n in theta}, 0.2]
+    saved = Trained(theta, alpha, {})
+    save_checkpoint(tmp_path / "deep" / "final.pt", saved, method="maml", protocol={"ways": 5, "names": ["a"]})
+    trained, settings = load_checkpoint(tmp_path / "deep" / "final.pt", small()[0])
+    assert settings == {"method": "maml", "protocol": {"ways": 5, "names": ["a"]}}
+    assert relative(trained.theta, theta) == 0 and trained.history == {}
+    assert trained.alpha[1] == 0.2 and list(trained.alpha[0]) == list(theta)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    path = tmp_path / "run.pt"
+    run(iterations=2, checkpoint=path)
+    other = small(width=9)
+    with pytest.raises(ValueError, match=r"checkpoint of another model: w1 is \[1, 8\] there and \[1, 9\] here"):
+        train(*other, sines, iterations=2, tasks=2, progress=None, checkpoint=path, resume=True)
+    with pytest.raises(ValueError, match="checkpoint of another model"):
+        load_checkpoint(path, other[0])
+    deeper = mlp((1, 8, 8, 1))
+    with pytest.raises(ValueError, match=r"another model: w2 is \[8, 1\] there and \[8, 8\] here"):
+        load_checkpoint(path, deeper)
+
+
+def test_a_checkpoint_of_another_length_is_refused(tmp_path):
+    run(iterations=5, checkpoint=tmp_path / "run.pt")
+    with pytest.raises(ValueError, match="is of a run of 5 iterations, and 6 are asked for now"):
+        run(iterations=6, checkpoint=tmp_path / "run.pt", resume=True)
+
+
+def test_final_parameters_are_no_run_to_resume(tmp_path):
+    save_checkpoint(tmp_path / "final.pt", run(iterations=2))
+    with pytest.raises(ValueError, match="holds final parameters only"):
+        run(checkpoint=tmp_path / "final.pt", resume=True)
+
+
+def truncated(path):
+    run(iterations=2, checkpoint=path)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        truncated,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("not a checkpoint"),
+        lambda path: torch.save([1, 2], path),
+        lambda path: torch.save({"weights": torch.zeros(2)}, path),
+    ],
+    ids=["truncated", "empty", "text", "a list", "another dict"],
+)
+def test_a_corrupt_checkpoint_is_refused(spoil, tmp_path):
+    path = tmp_path / "run.pt"
+    spoil(path)
+    with pytest.raises(ValueError, match=r"run\.pt is not a (readable )?checkpoint"):
+        load_checkpoint(path)
+    with pytest.raises(ValueError, match=r"run\.pt is not a (readable )?checkpoint"):
+        run(checkpoint=path, resume=True)
+
+
+class Code:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state, 2))])
+def test_a_checkpoint_cannot_run_code(write, tmp_path):
+    path, trace = tmp_path / "evil.pt", tmp_path / "trace"
+    write({"theta": {}, "alpha": Code(trace)}, path)
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        load_checkpoint(path)
+    assert not trace.exists()
+
+
+def test_an_unknown_name_is_answered_with_the_names_that_are_shipped():
+    with pytest.raises(FileNotFoundError, match="no checkpoint 'nothing'; shipped with the package: "):
+        load_checkpoint("nothing")
+
+
+# --------------------------------------------------------------------------------------------------
+# Impossible settings
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(iterations=0), "iterations=0, tasks=3: each must be at least 1"),
+        (dict(tasks=0), "tasks=0: each must be at least 1"),
+        (dict(schedule="linear"), "unknown schedule 'linear'; choose constant or cosine"),
+        (dict(resume=True), "resume=True needs checkpoint=FILE"),
+        (dict(method=joint, learn_alpha=True), "joint gives no gradient for α; learn_alpha works with maml and fomaml"),
+        (dict(alpha=[0.1], steps=2), "list of 1 rates for 2 steps"),
+    ],
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        run(**options)
+
+
+def test_the_first_batch_is_checked():
+    def sampler(tasks, generator):
+        batch = sines(tasks, generator)
+        return TaskBatch(*batch[:3], batch.query_y * math.nan)
+
+    with pytest.raises(ValueError, match="query_y contains NaN or infinity"):
+        run(sampler)
