@@ -1,7 +1,9 @@
 """The outer loop: it learns, and nothing is lost when it is interrupted."""
 
 import math
+import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -231,6 +233,22 @@ def test_a_checkpoint_half_written_leaves_the_old_one(error, tmp_path, monkeypat
     assert path.read_bytes() == whole
     assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
     assert_same(load_checkpoint(path)[0], before)
+
+
+def test_a_checkpoint_is_replaced_in_one_move(tmp_path, monkeypatch):
+    """Not copied over the old one: a copy could be cut short."""
+    path, moves, replace = tmp_path / "run.pt", [], os.replace
+    before = run(iterations=5, checkpoint=path)
+    old = path.read_bytes()
+
+    def watched(source, target):
+        moves.append((Path(target).read_bytes() == old, load_checkpoint(source)[0]))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    save_checkpoint(path, before._replace(alpha=0.5))
+    ((untouched_until_then, moved),) = moves
+    assert untouched_until_then and moved.alpha == load_checkpoint(path)[0].alpha == 0.5
 
 
 # --------------------------------------------------------------------------------------------------
