@@ -21,10 +21,18 @@ METHODS["oracle"] = meta_gradient.joint  # joint training on tasks that are told
 
 # What each preset means; a flag on the command line overrides its entry.
 PRESETS = {
-    ("sine", "quick"): dict(shots=10, test_shots=5, steps=1, test_steps=10, alpha=0.001, tasks=25, iterations=5000, lr=1e-3),
-    ("sine", "full"): dict(shots=10, test_shots=5, steps=1, test_steps=10, alpha=0.001, tasks=25, iterations=70_000, lr=1e-3),
-    ("characters", "quick"): dict(shots=1, steps=1, test_steps=3, alpha=0.4, tasks=8, iterations=600, lr=5e-3, filters=32),
-    ("characters", "full"): dict(shots=1, steps=1, test_steps=3, alpha=0.4, tasks=32, iterations=60_000, lr=1e-3, filters=64),
+    ("sine", "quick"): dict(
+        shots=10, test_shots=5, steps=1, test_steps=10, alpha=0.001, tasks=25, iterations=5000, lr=1e-3
+    ),
+    ("sine", "full"): dict(
+        shots=10, test_shots=5, steps=1, test_steps=10, alpha=0.001, tasks=25, iterations=70_000, lr=1e-3
+    ),
+    ("characters", "quick"): dict(
+        shots=1, steps=1, test_steps=3, alpha=0.4, tasks=8, iterations=600, lr=5e-3, filters=32
+    ),
+    ("characters", "full"): dict(
+        shots=1, steps=1, test_steps=3, alpha=0.4, tasks=32, iterations=60_000, lr=1e-3, filters=64
+    ),
 }
 for smoke in ("sine", "characters"):
     PRESETS[smoke, "smoke"] = {**PRESETS[smoke, "quick"], "iterations": 20}
@@ -49,7 +57,9 @@ def _parser():
     for name, text in (("train", "meta-train and evaluate"), ("evaluate", "evaluate a checkpoint on fresh test tasks")):
         p = commands.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         p.add_argument("--dataset", choices=("omniglot", "glyphs", "sine"), default="omniglot")
-        p.add_argument("--preset", choices=("smoke", "quick", "full"), default=os.environ.get("MAML_EDU_PRESET", "quick"))
+        p.add_argument(
+            "--preset", choices=("smoke", "quick", "full"), default=os.environ.get("MAML_EDU_PRESET", "quick")
+        )
         p.add_argument("--method", choices=tuple(METHODS), default="maml")
         p.add_argument("--ways", type=int, default=5)
         for flag, kind, text in (
@@ -65,7 +75,9 @@ def _parser():
             ("lr", float, "outer learning rate (Adam)"),
         ):
             p.add_argument(f"--{flag}", type=kind, default=None, help=text + "; default: the preset's")
-        p.add_argument("--init", choices=("fan-in", "paper"), default="paper", help="initial weights of the sine network")
+        p.add_argument(
+            "--init", choices=("fan-in", "paper"), default="paper", help="initial weights of the sine network"
+        )
         p.add_argument("--schedule", choices=("constant", "cosine"), default="constant")
         p.add_argument("--learn-alpha", action="store_true", help="learn one α per parameter tensor and inner step")
         p.add_argument("--split", choices=("finn", "lake"), default="finn")
@@ -107,7 +119,9 @@ def _device(name):
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not available here ({str(error).splitlines()[0]}); try --device cpu") from error
+        raise ValueError(
+            f"device {name!r} is not available here ({str(error).splitlines()[0]}); try --device cpu"
+        ) from error
     return torch.device(name)
 
 
@@ -177,7 +191,9 @@ def _train(args):
             print(f"stopped after {done} of {s['iterations']} iterations; no result written. Continue with --resume")
             return 1
         s["alpha"] = trained.alpha
-        _score_and_write(s, model._replace(theta=trained.theta), loss, validation, test, metric, about, started, trained)
+        _score_and_write(
+            s, model._replace(theta=trained.theta), loss, validation, test, metric, about, started, trained
+        )
     return 0
 
 
@@ -219,10 +235,18 @@ def _score_and_write(s, model, loss, validation, test, metric, about, started, t
         "inner_steps_train": s["steps"],
         "inner_steps": s["test_steps"],
     }
-    name = f"sine {s['test_shots']}-shot" if s["dataset"] == "sine" else f"{s['dataset']} {s['ways']}-way {s['test_shots']}-shot"
+    name = (
+        f"sine {s['test_shots']}-shot"
+        if s["dataset"] == "sine"
+        else f"{s['dataset']} {s['ways']}-way {s['test_shots']}-shot"
+    )
     curve = trained.history.get("query_loss", torch.zeros(0))
     size = max(1, len(curve) // 200)
-    more = {"curve": {"every": size, "query_loss": [round(c.mean().item(), 4) for c in curve.split(size)]}} if len(curve) else {}
+    more = (
+        {"curve": {"every": size, "query_loss": [round(c.mean().item(), 4) for c in curve.split(size)]}}
+        if len(curve)
+        else {}
+    )
     where = provenance(s["seed"], seconds, str(_device(s["device"])))
     write_result(s["out"] / "result.json", result(name, s["method"], protocol, scores, where, metric=metric, **more))
     trained = trained._replace(alpha=s["alpha"])
@@ -253,7 +277,7 @@ def _data(args):
 
 
 class _Lock:
-    """One run per folder: a file with the process id of the run; one whose process is gone is stale and is taken over."""
+    """One run per folder: a file with the process id of the run; if that process is gone, the lock is taken over."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -266,7 +290,7 @@ class _Lock:
             text = self.path.read_text().strip()
             if text.isdigit() and _alive(int(text)):
                 raise RuntimeError(
-                    f"another run (process {text}) is writing into {self.path.parent}; wait for it, or name another --out"
+                    f"another run (process {text}) writes into {self.path.parent}; wait for it, or name another --out"
                 ) from None
             print(f"taking over {self.path.parent}: the run that held it is gone")
             self.path.write_text(str(os.getpid()))

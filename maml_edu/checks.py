@@ -43,9 +43,7 @@ def _truth(value: Any) -> bool:
         if value.dtype not in (torch.bool, np.dtype(bool)):
             raise TypeError(f"the condition has dtype {value.dtype}, expected bool")
         if value.ndim:
-            raise TypeError(
-                f"the condition has shape {list(value.shape)}, expected one value: use .all() or .any()"
-            )
+            raise TypeError(f"the condition has shape {list(value.shape)}, expected one value: use .all() or .any()")
         return bool(value)
     raise TypeError(f"the condition is of type {type(value).__name__}, expected bool")
 
@@ -221,9 +219,7 @@ def _kind(value: Any) -> str:
     if isinstance(value, str):
         return "a string"
     if isinstance(value, (bool, np.bool_)) or (
-        isinstance(value, (Tensor, np.ndarray))
-        and value.ndim == 0
-        and value.dtype in (torch.bool, np.dtype(bool))
+        isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 and value.dtype in (torch.bool, np.dtype(bool))
     ):
         return "True or False"
     if isinstance(value, np.ndarray) and value.dtype.kind not in "biuf":
@@ -277,9 +273,7 @@ def _compare_structure(yours: Any, expected: Any, tolerance: float, place: str =
     return None
 
 
-def _compare_values(
-    yours: Any, expected: Any, tolerance: float, place: str = "", floor: float = 0.0
-) -> tuple | None:
+def _compare_values(yours: Any, expected: Any, tolerance: float, place: str = "", floor: float = 0.0) -> tuple | None:
     """Entries, once structures agree. `floor`: the least scale that counts, set by the dict around."""
     yours = _sequence(yours, expected)
     kind = _kind(expected)

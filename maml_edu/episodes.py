@@ -198,9 +198,7 @@ class Episodes:
 
     def _gather(self, indices: EpisodeIndices) -> TaskBatch:
         # non_blocking: the CPU does not wait for the indices to arrive on a GPU, nor for any answer from it.
-        classes, support, query, turns = (
-            index.to(self.images.device, non_blocking=True) for index in indices
-        )
+        classes, support, query, turns = (index.to(self.images.device, non_blocking=True) for index in indices)
         return TaskBatch(*self._examples(classes, support, turns), *self._examples(classes, query, turns))
 
     def _examples(self, classes: Tensor, drawings: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:

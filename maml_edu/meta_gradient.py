@@ -95,7 +95,9 @@ def pull_back(
     """
     rates = _rates(alpha, path[0], len(path) - 1, task_axis=True)
     if query_gradients is not None and len(query_gradients) < len(rates):
-        raise ValueError(f"query_gradients has {len(query_gradients)} entries for {len(rates)} steps; give one per step")
+        raise ValueError(
+            f"query_gradients has {len(query_gradients)} entries for {len(rates)} steps; give one per step"
+        )
     _route(hvp)
     alpha_products = [None] * len(rates)
     for j in reversed(range(len(rates))):
@@ -146,7 +148,8 @@ def _grad_of_gradient(leaf, g, v):
             raise
         raise RuntimeError(
             f"an operation of this model has no second derivative in PyTorch ({error}). "
-            'Replace it by one that has (for attention: torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or use hvp="finite-difference"'
+            "Replace it by one that has (for attention: torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), "
+            'or use hvp="finite-difference"'
         ) from error
     return dict(zip(leaf, hv))
 
@@ -239,7 +242,7 @@ def reptile(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: in
 
 
 def joint(loss: Loss, theta: Params, batch: TaskBatch) -> MetaGradient:
-    """No adaptation: the gradient at θ on support ∪ query, mean over tasks. Pre-training; on revealed tasks, the oracle."""
+    """No adaptation: the gradient at θ on support ∪ query, mean over tasks: pre-training, and the oracle."""
     x, y = _all_examples(batch)
     theta_everywhere = {name: p.detach().expand(x.shape[0], *p.shape) for name, p in theta.items()}
     g = _gradient(loss, theta_everywhere, x, y)[2]
@@ -254,7 +257,9 @@ def autograd_maml(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, ste
     """
     theta = {name: p.detach().clone().requires_grad_() for name, p in theta.items()}
     like = next(iter(theta.values()))
-    alpha = map_alpha(lambda r: torch.as_tensor(r, dtype=like.dtype, device=like.device).detach().clone().requires_grad_(), alpha)
+    alpha = map_alpha(
+        lambda r: torch.as_tensor(r, dtype=like.dtype, device=like.device).detach().clone().requires_grad_(), alpha
+    )
     rates = _rates(alpha, theta, steps, detach=False)
     phi = {name: p.expand(batch.support_x.shape[0], *p.shape) for name, p in theta.items()}
     for rate in rates:
@@ -300,9 +305,7 @@ def _gradient(loss, params, x, y, create_graph=False):
         values = _per_task(loss, leaf, x, y)
         if not values.requires_grad:  # the loss uses no parameter at all
             return values, leaf, {name: torch.zeros_like(p) for name, p in leaf.items()}
-        g = torch.autograd.grad(
-            values.sum(), list(leaf.values()), create_graph=create_graph, materialize_grads=True
-        )
+        g = torch.autograd.grad(values.sum(), list(leaf.values()), create_graph=create_graph, materialize_grads=True)
     return values.detach(), leaf, dict(zip(leaf, g))
 
 

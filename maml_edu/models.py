@@ -96,7 +96,7 @@ def conv4(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Model:
-    """The Omniglot network of Finn et al. (2017, §5.2): 4 × [3×3 conv, stride 2 → batch norm → ReLU], mean, linear head.
+    """The Omniglot network of Finn et al. (2017, §5.2): 4 × [3×3 conv, stride 2, batch norm, ReLU], mean, linear head.
 
     x [T, n, 1, image, image] -> logits [T, n, ways]. Batch norm always uses the statistics of the batch it is given
     (per task), and has a shift but no scale, as in the paper's code. Parameters: conv1.weight [filters, 1, 3, 3],
@@ -195,9 +195,7 @@ class _FunctionalModule:
         self.module = module
         self.dims = dims
         self.norms = {
-            path: part
-            for path, part in module.named_modules()
-            if isinstance(part, nn.modules.batchnorm._BatchNorm)
+            path: part for path, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)
         }
 
     def __call__(self, params: Params, x: Tensor, context: Tensor | Statistics | None = None) -> Tensor:

@@ -104,9 +104,7 @@ def omniglot(root: str | Path | None = None, download: bool = True) -> Character
     if characters is None:
         if download and not root:
             _download(folder)
-        parts = [
-            read_archive(place, archive) for place, archive in zip(_locate(folder), ARCHIVES, strict=True)
-        ]
+        parts = [read_archive(place, archive) for place, archive in zip(_locate(folder), ARCHIVES, strict=True)]
         characters = Characters(
             images=torch.cat([part.images for part in parts]),
             names=[name for part in parts for name in part.names],

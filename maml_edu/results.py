@@ -38,7 +38,9 @@ PUBLISHED_OMNIGLOT = {
 def provenance(seed: int, seconds: float, device: str = "cpu", command: str | None = None) -> dict:
     """What ran where: hardware, device, versions, seed, command, seconds, date."""
     if command is None:
-        command = " ".join(["python -m maml_edu" if "maml_edu" in sys.argv[0] else f"python {sys.argv[0]}", *sys.argv[1:]])
+        command = " ".join(
+            ["python -m maml_edu" if "maml_edu" in sys.argv[0] else f"python {sys.argv[0]}", *sys.argv[1:]]
+        )
     return {
         "hardware": _hardware(device),
         "device": str(device),
@@ -56,7 +58,9 @@ def _hardware(device):
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        models = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         name = models[0] if models else name
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) used"
 
@@ -64,7 +68,14 @@ def _hardware(device):
 def result(experiment: str, method: str, protocol: dict, scores: list[StepScore], provenance: dict, **more) -> dict:
     """A result in the form that notebooks/results/ holds; scores as `evaluate` returns them."""
     per_step = [{k: _rounded(v) for k, v in s._asdict().items() if k != "values"} for s in scores]
-    return {"experiment": experiment, "method": method, "protocol": protocol, "per_step": per_step, **more, "provenance": provenance}
+    return {
+        "experiment": experiment,
+        "method": method,
+        "protocol": protocol,
+        "per_step": per_step,
+        **more,
+        "provenance": provenance,
+    }
 
 
 def _rounded(value):

@@ -76,7 +76,7 @@ class SineTasks:
         return mean_square * (1 - (cos_2x * cos_2p + sin_2x * sin_2p)) / 2
 
     def floor_mse(self) -> float:
-        """MSE of `mean_function`, the floor for joint training: zero_mse − E_x[mean_function(x)²], 3.006 in the paper."""
+        """MSE of `mean_function`, the floor for joint training: zero_mse − E_x[mean_function(x)²]. Paper: 3.006."""
         mean_amplitude = sum(self.amplitude) / 2
         c = _mean(math.cos, math.sin, self.phase)
         s = _mean(math.sin, lambda p: -math.cos(p), self.phase)

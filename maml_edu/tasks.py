@@ -63,9 +63,7 @@ def check_batch(batch: TaskBatch) -> None:
         raise TypeError(f"support_y is {batch.support_y.dtype} and query_y is {batch.query_y.dtype}; use one dtype")
     if not batch.support_y.is_floating_point() and batch.support_y.dim() == 2:
         unseen = [
-            t
-            for t, (s, q) in enumerate(zip(batch.support_y.tolist(), batch.query_y.tolist()))
-            if not set(q) <= set(s)
+            t for t, (s, q) in enumerate(zip(batch.support_y.tolist(), batch.query_y.tolist())) if not set(q) <= set(s)
         ]
         if unseen:
             raise ValueError(

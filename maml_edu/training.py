@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .evaluation import Sampler
-from .meta_gradient import Alpha, Loss, MetaGradient, Params, joint, map_alpha, maml
+from .meta_gradient import Alpha, Loss, MetaGradient, Params, joint, maml, map_alpha
 from .models import Model
 from .tasks import check_batch
 
@@ -58,9 +58,9 @@ def train(
     sampler(tasks, generator=…) -> TaskBatch. method(loss, theta, batch, alpha, steps) -> MetaGradient.
     schedule: "constant", or "cosine" from lr down to 0. learn_alpha: α is trained too (own Adam, alpha_lr), one rate
     per parameter tensor and inner step unless alpha is already a dict or a list.
-    generator: draws the tasks (seed 0 if None). watch(iteration, trained so far) is called every watch_every iterations,
-    before the step. checkpoint: a file, written every save_every seconds and at the end; resume continues from it to
-    the same result as an uninterrupted run. Ctrl-C returns what has been learned so far.
+    generator: draws the tasks (seed 0 if None). watch(iteration, trained so far) is called before every
+    watch_every-th step. checkpoint: a file, written every save_every seconds and at the end; resume, with the same
+    settings, continues from it to the result of an uninterrupted run. Ctrl-C returns what has been learned so far.
     A loss that is no longer finite ends the training with a warning; the last finite parameters are returned.
     Raises ValueError for impossible settings or a checkpoint of another model.
     """
@@ -80,6 +80,8 @@ def train(
     if rates:
         groups.append({"params": rates, "lr": alpha_lr})
     adam = torch.optim.Adam(groups)
+    settings = {"method": getattr(method, "__name__", str(method)), "iterations": iterations, "tasks": tasks}
+    settings |= {"steps": steps, "lr": lr, "schedule": schedule, "learn_alpha": learn_alpha}
     first_rates = [group["lr"] for group in adam.param_groups]
     losses = torch.zeros(iterations, dtype=torch.float32, device=next(iter(theta.values())).device)
     start = 0
@@ -88,7 +90,7 @@ def train(
         if path is None:
             raise ValueError("resume=True needs checkpoint=FILE to resume from")
         if path.exists():
-            start = _restore(path, theta, rates, adam, generator, losses)
+            start = _restore(path, settings, theta, rates, adam, generator, losses)
         else:
             print(f"no checkpoint at {path}: starting afresh")
 
@@ -109,7 +111,7 @@ def train(
                     "adam": adam.state_dict(),
                     "generator": drawn,
                     "query_loss": losses[:done].cpu(),
-                    "iterations": iterations,
+                    "settings": settings,
                 },
             )
 
@@ -138,7 +140,9 @@ def train(
                     group["lr"] = first * 0.5 * (1 + math.cos(math.pi * i / iterations))
             adam.step()
             done, drawn = i + 1, generator.get_state()
-            if done % check_every == 0 or done == iterations:  # reading a loss waits for the device: not every iteration
+            if (
+                done % check_every == 0 or done == iterations
+            ):  # reading a loss waits for the device: not every iteration
                 bar.update(done - bar.n)
                 recent = losses[checked:done].mean().item()
                 if not math.isfinite(recent):
@@ -196,16 +200,17 @@ def _write(path: Path, state: dict) -> None:
         raise
 
 
-def _restore(path, theta, rates, adam, generator, losses) -> int:
+def _restore(path, settings, theta, rates, adam, generator, losses) -> int:
     state = _read(path)
     if "adam" not in state:
         raise ValueError(f"{path} holds final parameters only, not a run to resume; start without resume")
     _same_model(path, state["theta"], theta)
-    if state["iterations"] != len(losses):
-        raise ValueError(
-            f"{path} is of a run of {state['iterations']} iterations, and {len(losses)} are asked for now; "
-            "give the same number to resume, or another checkpoint file to start afresh"
-        )
+    for name, value in settings.items():
+        if state["settings"].get(name) != value:
+            raise ValueError(
+                f"{path} is of a run with {name}={state['settings'].get(name)}, and {name}={value} is asked for now; "
+                "give the same settings to resume, or another checkpoint file to start afresh"
+            )
     for name, p in theta.items():
         p.copy_(state["theta"][name])
     for rate, stored in zip(rates, _flat(state["alpha"])):
@@ -223,7 +228,9 @@ def _read(path: Path) -> dict:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it or name another") from error
+        raise ValueError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}); delete it or name another"
+        ) from error
     if not isinstance(state, dict) or not {"theta", "alpha"} <= set(state):
         raise ValueError(f"{path} is not a checkpoint of this package: it holds no theta and alpha; name another")
     return state
@@ -231,7 +238,9 @@ def _read(path: Path) -> dict:
 
 def _same_model(path, stored, theta):
     if {n: p.shape for n, p in stored.items()} != {n: p.shape for n, p in theta.items()}:
-        odd = next(n for n in {**stored, **theta} if n not in stored or n not in theta or stored[n].shape != theta[n].shape)
+        odd = next(
+            n for n in {**stored, **theta} if n not in stored or n not in theta or stored[n].shape != theta[n].shape
+        )
         found = list(stored[odd].shape) if odd in stored else "missing"
         wanted = list(theta[odd].shape) if odd in theta else "not in the model"
         raise ValueError(f"{path} is a checkpoint of another model: {odd} is {found} there and {wanted} here")

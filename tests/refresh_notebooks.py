@@ -47,9 +47,7 @@ def canonical(nb):
     taken, count = set(), 0
     for position, cell in enumerate(nb.cells):
         cell["id"] = _free_id(cell.get("id") or f"cell-{position:02d}", taken)
-        cell.metadata = nbformat.from_dict(
-            {k: cell.metadata[k] for k in KEPT_CELL_METADATA if k in cell.metadata}
-        )
+        cell.metadata = nbformat.from_dict({k: cell.metadata[k] for k in KEPT_CELL_METADATA if k in cell.metadata})
         if cell.cell_type == "code":
             count += 1
             has_run = cell.execution_count is not None or bool(cell.outputs)
@@ -81,9 +79,7 @@ def _canonical_outputs(outputs, count):
         kept.append(output)
     for output in kept:
         if output.output_type == "stream":
-            output.text = re.sub(
-                r"(?m)^.*\r(?=[^\n])", "", output.text
-            )  # a progress bar: its last state only
+            output.text = re.sub(r"(?m)^.*\r(?=[^\n])", "", output.text)  # a progress bar: its last state only
     return kept
 
 
@@ -137,9 +133,7 @@ def prepare():
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--no-run", action="store_true", help="normalise without running")
     mode.add_argument("--check", action="store_true", help="write nothing, report what is not in order")

@@ -12,9 +12,7 @@ from maml_edu.exercises import Exercise, registry
 # claim
 
 
-@pytest.mark.parametrize(
-    "true", [True, np.bool_(True), torch.tensor(True), np.array(True), lambda: torch.ones(()) > 0]
-)
+@pytest.mark.parametrize("true", [True, np.bool_(True), torch.tensor(True), np.array(True), lambda: torch.ones(()) > 0])
 def test_claim_holds(true, capsys):
     assert claim("it is so", true) is None
     assert capsys.readouterr().out == "✓ it is so\n"
@@ -303,9 +301,7 @@ def test_hints(capsys):
 def test_solution_prints_the_reference(capsys):
     solution("3.2")
     out = capsys.readouterr().out
-    assert out.startswith("def scaled_step(theta, alpha):") and out.endswith(
-        "for name, value in theta.items()}\n"
-    )
+    assert out.startswith("def scaled_step(theta, alpha):") and out.endswith("for name, value in theta.items()}\n")
 
 
 @pytest.mark.parametrize("call", [lambda: check("9.9", 1), lambda: hint("9.9"), lambda: solution("9.9")])

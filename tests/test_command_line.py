@@ -117,7 +117,11 @@ def test_resuming_a_finished_run_only_writes_the_result_again(tmp_path, monkeypa
     assert train(tmp_path) == 0
     before = read(tmp_path)
     (tmp_path / "result.json").unlink()
-    monkeypatch.setitem(command_line.METHODS, "maml", None)  # would fail if called
+
+    def maml(*arguments):
+        raise AssertionError("a finished run is not trained again")
+
+    monkeypatch.setitem(command_line.METHODS, "maml", maml)
     assert train(tmp_path, "--resume") == 0
     assert read(tmp_path)["per_step"] == before["per_step"] and read(tmp_path)["curve"] == before["curve"]
 

@@ -39,9 +39,7 @@ def blank(names, alphabets):
 # ---- What a batch looks like
 
 
-@pytest.mark.parametrize(
-    "tasks, ways, shots, queries", [(1, 1, 1, 1), (3, 5, 1, 15), (4, 12, 5, 2), (2, 3, 10, 10)]
-)
+@pytest.mark.parametrize("tasks, ways, shots, queries", [(1, 1, 1, 1), (3, 5, 1, 15), (4, 12, 5, 2), (2, 3, 10, 10)])
 def test_shapes_dtypes_and_labels(tasks, ways, shots, queries):
     batch = Episodes(noise(), ways, shots, queries).sample(tasks, seeded())
     assert batch.support_x.shape == (tasks, ways * shots, 1, 28, 28)

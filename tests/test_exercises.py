@@ -67,8 +67,6 @@ def test_notebooks_and_registry_agree():
             if cell.cell_type == "markdown":
                 for number, title in re.findall(r"(?m)^#+ Exercise (\S+) · (.+?)\s*$", cell.source):
                     assert number not in headed, f"exercise {number} is headed twice"
-                    assert int(number.split(".")[0]) == int(path.name[:2]), (
-                        f"exercise {number} stands in {path.name}"
-                    )
+                    assert int(number.split(".")[0]) == int(path.name[:2]), f"exercise {number} stands in {path.name}"
                     headed[number] = title
     assert headed == {number: exercise.title for number, exercise in registry().items()}

@@ -117,8 +117,6 @@ def test_an_error_in_one_frame_is_raised(displayed):
 
 
 def test_topics_offer_distinct_names():
-    offered = [
-        name for topic in TOPICS for name in importlib.import_module(f"maml_edu.figures.{topic}").__all__
-    ]
+    offered = [name for topic in TOPICS for name in importlib.import_module(f"maml_edu.figures.{topic}").__all__]
     assert len(offered) == len(set(offered)) and not set(offered) & set(TOPICS)
     assert all(hasattr(figures, name) for name in offered)

@@ -25,11 +25,7 @@ def nearest_neighbour_accuracy(characters, features):
 
 def test_they_look_like_omniglot_to_a_program(some):
     assert some.images.shape == (400, 20, 28, 28) and some.images.dtype == torch.uint8
-    assert (
-        some.names[0] == "glyph/0001"
-        and some.names[-1] == "glyph/0400"
-        and some.names == sorted(set(some.names))
-    )
+    assert some.names[0] == "glyph/0001" and some.names[-1] == "glyph/0400" and some.names == sorted(set(some.names))
     assert some.alphabets == [""] * 400
     assert some.source == "glyphs"
 

@@ -51,9 +51,7 @@ def canonical_form(notebook):
 
 def execution_counts(notebook):
     counts = [cell.execution_count for cell in notebook.code]
-    return (
-        [] if counts == list(range(1, len(counts) + 1)) else [f"execution counts are {counts}, expected 1..n"]
-    )
+    return [] if counts == list(range(1, len(counts) + 1)) else [f"execution counts are {counts}, expected 1..n"]
 
 
 def claims_hold(notebook):
@@ -89,9 +87,7 @@ def alternative_texts(notebook):
 def cell_lengths(notebook):
     wrong = []
     for cell in notebook.code:
-        lines = [
-            line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")
-        ]
+        lines = [line for line in cell.source.splitlines() if line.strip() and not line.strip().startswith("#")]
         if len(lines) > MAX_CODE_LINES:
             wrong.append(f"cell {cell.id}: {len(lines)} lines of code, limit {MAX_CODE_LINES}")
     return wrong
@@ -116,14 +112,10 @@ def ignored_outputs(notebook):
     tagged = [i for i, cell in enumerate(code) if is_ignored(cell)]
     wrong = []
     if len(tagged) * CODE_CELLS_PER_TAG > len(code):
-        wrong.append(
-            f"{len(tagged)} of {len(code)} code cells hide their output, limit one in {CODE_CELLS_PER_TAG}"
-        )
+        wrong.append(f"{len(tagged)} of {len(code)} code cells hide their output, limit one in {CODE_CELLS_PER_TAG}")
     for i in tagged:
         if not any(re.search(r"\bclaim\(", cell.source) for cell in code[i : i + 2]):
-            wrong.append(
-                f"cell {code[i].id}: hides its output, and neither it nor the next code cell has a claim(…)"
-            )
+            wrong.append(f"cell {code[i].id}: hides its output, and neither it nor the next code cell has a claim(…)")
     for cell in code:
         if "nbval-skip" in cell.metadata.get("tags", []) or "NBVAL_SKIP" in cell.source:
             wrong.append(f"cell {cell.id}: is skipped by the tests")
@@ -197,8 +189,7 @@ def headings_of(notebook):
     for cell in notebook.markdown:
         source = re.sub(r"(?ms)^ {0,3}(```+|~~~+).*?^ {0,3}\1[ \t]*$", "", cell.source)
         found += [
-            (len(marks), text.strip())
-            for marks, text in re.findall(r"(?m)^ {0,3}(#{1,6})[ \t]+(.+?)[ \t#]*$", source)
+            (len(marks), text.strip()) for marks, text in re.findall(r"(?m)^ {0,3}(#{1,6})[ \t]+(.+?)[ \t#]*$", source)
         ]
     return found
 
@@ -267,9 +258,7 @@ def good_notebook():
     picture.metadata = {"image/png": {"alt": "a line"}}
     plain = [new_code_cell(f"x = {i}", execution_count=1) for i in range(6)]
     return notebook_of(
-        new_markdown_cell(
-            "## Part\n\n`maml_edu.checks.claim`, [back](#Part), $\\begin{align*} a \\end{align*}$"
-        ),
+        new_markdown_cell("## Part\n\n`maml_edu.checks.claim`, [back](#Part), $\\begin{align*} a \\end{align*}$"),
         new_markdown_cell("### Deeper\n\n```\n# no heading\n[no](link)\n```\n## Next"),
         new_code_cell("show(fig, alt)", execution_count=1, outputs=[picture]),
         new_code_cell("time_it()", execution_count=1, outputs=[printed("3 s")], **TAGGED),
@@ -315,9 +304,7 @@ def test_checks_find_faults(check, notebook):
 
 def test_canonical_form_is_reached():
     """Bars, split streams, widget views, timings, doubled ids go; tags stay; twice is the same as once."""
-    view = new_output(
-        "display_data", data={refresh.WIDGET_VIEW: {"model_id": "1"}, "image/png": "", "text/plain": "s"}
-    )
+    view = new_output("display_data", data={refresh.WIDGET_VIEW: {"model_id": "1"}, "image/png": "", "text/plain": "s"})
     bar = [printed("  0%|\r 50%|"), printed("\r100%|\n")]
     cells = [
         new_code_cell(

@@ -56,9 +56,7 @@ def test_all_characters_are_there(real):
     assert sum(name.startswith("evaluation/") for name in real.names) == 659
     assert len(set(real.names)) == 1623 and real.names == sorted(real.names)
     assert len(set(real.alphabets)) == 50
-    assert all(
-        alphabet == name.split("/")[1] for name, alphabet in zip(real.names, real.alphabets, strict=True)
-    )
+    assert all(alphabet == name.split("/")[1] for name, alphabet in zip(real.names, real.alphabets, strict=True))
 
 
 @needs_data
@@ -67,9 +65,7 @@ def test_a_drawing_is_its_file_resized_with_lanczos_on_grey_levels(real):
     if not path.exists():
         pytest.skip("MAML_EDU_DATA holds unpacked folders, and this test looks into the zip file")
     with zipfile.ZipFile(path) as archive:
-        files = sorted(
-            name for name in archive.namelist() if "/Greek/character03/" in name and name.endswith("png")
-        )
+        files = sorted(name for name in archive.namelist() if "/Greek/character03/" in name and name.endswith("png"))
         file = Image.open(io.BytesIO(archive.read(files[4])))
     assert file.mode == "1"
     ink = Image.fromarray(255 - np.asarray(file.convert("L")))
@@ -181,9 +177,7 @@ def serve(monkeypatch, content):
 
 def expected_images():
     ink = np.concatenate([np.stack([i for _, i in sorted(drawings(name).items())]) for name in TINY])
-    small = [
-        Image.fromarray(255 * i.astype(np.uint8)).resize((28, 28), Image.Resampling.LANCZOS) for i in ink
-    ]
+    small = [Image.fromarray(255 * i.astype(np.uint8)).resize((28, 28), Image.Resampling.LANCZOS) for i in ink]
     return torch.from_numpy(np.stack(small)).view(4, 20, 28, 28)
 
 
@@ -208,9 +202,7 @@ def test_take(root):
     assert torch.equal(some.images, characters.images[[3, 0]])
 
 
-@pytest.mark.parametrize(
-    "layout", ["unpacked", "unpacked in omniglot-py", "zipped in omniglot-py", "half and half"]
-)
+@pytest.mark.parametrize("layout", ["unpacked", "unpacked in omniglot-py", "zipped in omniglot-py", "half and half"])
 def test_every_layout_gives_the_same(root, tmp_path, layout, no_download):
     other = tmp_path / "other"
     inside = other / "omniglot-py" if "omniglot-py" in layout else other
@@ -244,9 +236,7 @@ def test_root_may_come_from_the_environment(root, monkeypatch, tmp_path, no_down
 
 
 @pytest.mark.parametrize("given_by", ["argument", "environment"])
-@pytest.mark.parametrize(
-    "folder, fault", [("nowhere", "does not exist"), ("empty", "lacks images_background and")]
-)
+@pytest.mark.parametrize("folder, fault", [("nowhere", "does not exist"), ("empty", "lacks images_background and")])
 def test_an_unusable_folder_is_an_error_and_never_a_download(
     root, tmp_path, monkeypatch, no_download, given_by, folder, fault
 ):
@@ -345,9 +335,7 @@ def test_swapped_archives_are_found(root):
         omniglot(root)
 
 
-@pytest.mark.parametrize(
-    "missing, found", [("N_Ko", "40 drawings of 2 characters from 1 alphabets"), ("_07", "57 dr")]
-)
+@pytest.mark.parametrize("missing, found", [("N_Ko", "40 drawings of 2 characters from 1 alphabets"), ("_07", "57 dr")])
 def test_missing_drawings_are_counted(root, missing, found):
     files = {path: content for path, content in files_of("images_background").items() if missing not in path}
     write_zip(root / "images_background.zip", files)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,9 +37,7 @@ def results_table():
     lines += ["", "| Omniglot, accuracy in % | protocol | accuracy |", "|---|---|---|"]
     for ways, shots, column in ((5, 1, 0), (5, 5, 1), (20, 1, 2), (20, 5, 3)):
         value, half = PUBLISHED_OMNIGLOT["MAML"][column]
-        lines.append(
-            f"| published: MAML | {ways}-way {shots}-shot, 64 filters, 60,000 iterations | {value} ± {half} |"
-        )
+        lines.append(f"| published: MAML | {ways}-way {shots}-shot, 64 filters, 60,000 iterations | {value} ± {half} |")
     for name, one in found.items():
         if not name.startswith("omniglot"):
             continue
@@ -98,6 +97,14 @@ def test_every_notebook_is_listed_and_every_link_leads_somewhere():
     assert not missing
     unlisted = [p.name for p in (ROOT / "notebooks").glob("*.ipynb") if f"notebooks/{p.name}" not in targets]
     assert not unlisted
+
+
+def test_minutes_are_those_the_notebooks_announce():
+    rows = re.findall(r"\]\((notebooks/\d\d_\w+\.ipynb)\) \|.*?\| (\d+) \|", README.read_text(encoding="utf-8"))
+    assert len(rows) == len(list((ROOT / "notebooks").glob("*.ipynb")))
+    for path, minutes in rows:
+        contract = nbformat.read(ROOT / path, as_version=4).cells[0].source
+        assert re.search(r"(\d+) minutes", contract)[1] == minutes, path
 
 
 @pytest.mark.parametrize("tool", ["jupyter lab", "pytest -n 2"])

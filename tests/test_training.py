@@ -303,10 +303,12 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         load_checkpoint(path, deeper)
 
 
-def test_a_checkpoint_of_another_length_is_refused(tmp_path):
+@pytest.mark.parametrize("changed", [{"iterations": 6}, {"lr": 0.5}, {"steps": 2}, {"schedule": "cosine"}])
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, changed):
     run(iterations=5, checkpoint=tmp_path / "run.pt")
-    with pytest.raises(ValueError, match="is of a run of 5 iterations, and 6 are asked for now"):
-        run(iterations=6, checkpoint=tmp_path / "run.pt", resume=True)
+    ((name, value),) = changed.items()
+    with pytest.raises(ValueError, match=f"is of a run with {name}=.*, and {name}={value} is asked for now"):
+        run(**{"iterations": 5, **changed}, checkpoint=tmp_path / "run.pt", resume=True)
 
 
 def test_final_parameters_are_no_run_to_resume(tmp_path):

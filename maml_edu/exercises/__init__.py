@@ -31,9 +31,7 @@ class Exercise:
     number: str  # "3.2": notebook 03, second exercise
     title: str  # word for word as in the heading "### Exercise 3.2 · title"
     reference: Callable  # a `def`, since `solution` prints its source
-    mistakes: Mapping[
-        str, Callable
-    ]  # what to tell the student -> the wrong function, same signature as reference
+    mistakes: Mapping[str, Callable]  # what to tell the student -> the wrong function, same signature as reference
     hints: tuple[str, ...]  # from gentle to telling
     cases: Callable[[], list[tuple]] = no_arguments  # makes the arguments afresh, from seeded generators
     tolerance: float = 1e-6  # relative to the largest entry of each number, tensor or array
@@ -51,8 +49,6 @@ def registry() -> dict[str, Exercise]:
     for name in MODULES:
         for exercise in importlib.import_module(f"{__name__}.{name}").EXERCISES:
             if exercise.number in found:
-                raise ValueError(
-                    f"exercise {exercise.number} is defined twice; the second is in exercises/{name}.py"
-                )
+                raise ValueError(f"exercise {exercise.number} is defined twice; the second is in exercises/{name}.py")
             found[exercise.number] = exercise
     return found

@@ -165,7 +165,7 @@ EXERCISES: list[Exercise] = [
             "A parallelogram is flat when one of its two factors 1 − αλ is 0.",
             "The eigenvalues are printed above the slider. The larger λ reaches 1 − αλ = 0 first.",
         ),
-        tolerance=0.01,
+        tolerance=0.015,
         remark="It is 1/λ for the largest λ; beyond it, starts trade places along that direction.",
     ),
     Exercise(

@@ -213,9 +213,7 @@ TRUNCATED = Exercise(
         "This is the exact gradient for every `keep`: stop after `keep` products.": _products_at(
             lambda steps, keep: range(steps - 1, -1, -1)
         ),
-        "This is FOMAML for every `keep`: no Hessian-vector product is taken.": _products_at(
-            lambda steps, keep: ()
-        ),
+        "This is FOMAML for every `keep`: no Hessian-vector product is taken.": _products_at(lambda steps, keep: ()),
         "The Hessians are one step late: the first product is taken at θ_{K−1}, not at φ.": _products_at(
             lambda steps, keep: range(steps, steps - keep, -1)
         ),

@@ -1,5 +1,7 @@
 """Exercises of notebook 03: Hessian-vector products, and the recursion made of them."""
 
+import math
+
 import torch
 
 from ..meta_gradient import adapt
@@ -108,8 +110,8 @@ def _along(points, inside=True, sign=1.0, rate=True):
 
 
 def best_exponent_one_sided():
-    # error ≈ ε·|third derivatives| + rounding/ε: smallest near ε = √(machine epsilon) = √(2e-16) ≈ 1e-8
-    return round(0.5 * torch.log10(torch.tensor(torch.finfo(torch.float64).eps)).item())
+    # error ≈ ε·|third derivatives| + rounding/ε: smallest near ε = √(machine epsilon) = √(2e-16) ≈ 1.5e-8
+    return 0.5 * math.log10(torch.finfo(torch.float64).eps)
 
 
 EXERCISES: list[Exercise] = [
@@ -142,6 +144,9 @@ EXERCISES: list[Exercise] = [
             "one more step does not add one more derivative: the highest is that of a single Jacobian": lambda: (5, 6),
             "not one product for all: each of the five steps has a Hessian of its own": lambda: (1, 2),
             "the products do not multiply: v goes back once along the path": lambda: (25, 2),
+            "the step holds a gradient already; differentiating the step makes it a second derivative": lambda: (5, 1),
+            "φ = θ_5 needs no product: no step starts there": lambda: (6, 2),
+            "the order is 2 for any number of steps": lambda: (5, 3),
         },
         hints=("Count how often H_j appears in the recursion.", "What is the highest derivative inside I − αH_j?"),
     ),
@@ -152,7 +157,11 @@ EXERCISES: list[Exercise] = [
         cases=_pull_back_cases,
         mistakes={
             "the order is reversed: v has to meet the last step first": _along(lambda path: path[:-1]),
-            "every H is taken at θ_0: step j needs the Hessian at θ_j": _along(lambda path: [path[0]] * (len(path) - 1)),
+            "path[-1] is φ, where no step starts: K steps, K products": _along(lambda path: reversed(path)),
+            "θ_0 is missing: the first step starts there": _along(lambda path: path[-2:0:-1]),
+            "every H is taken at θ_0: step j needs the Hessian at θ_j": _along(
+                lambda path: [path[0]] * (len(path) - 1)
+            ),
             "each H is one point too late: θ_{j+1} = θ_j − α∇L_s(θ_j) needs H at θ_j": _along(
                 lambda path: reversed(path[1:])
             ),
@@ -177,7 +186,10 @@ EXERCISES: list[Exercise] = [
             "that is about the best ε of the central difference, whose truncation error is ε², not ε": lambda: -5,
             "that is machine epsilon itself: θ + εv is then hardly different from θ": lambda: -16,
             "there the truncation error still rules: it falls in proportion to ε": lambda: -3,
+            "the exponent is asked for, −8, not ε itself": lambda: 1e-8,
+            "the exponent is negative": lambda: 8,
         },
+        tolerance=0.12,  # −7 and −8 count, each within one of the rule of thumb
         hints=(
             "Error ≈ aε + b/ε, where b is about machine epsilon, 2·10⁻¹⁶. Where is the minimum?",
             "Set the derivative to zero: ε = √(b/a).",

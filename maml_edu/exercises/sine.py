@@ -16,7 +16,10 @@ def _paired_cases():
     generator = torch.Generator().manual_seed(0)
     difficulty = torch.rand(600, generator=generator, dtype=torch.float64).square() * 4
     noise = torch.randn(2, 600, generator=generator, dtype=torch.float64) * 0.1
-    return [(difficulty + noise[0], difficulty + noise[1] + 0.05), (difficulty[:50] * 2 + noise[0, :50], difficulty[:50])]
+    return [
+        (difficulty + noise[0], difficulty + noise[1] + 0.05),
+        (difficulty[:50] * 2 + noise[0, :50], difficulty[:50]),
+    ]
 
 
 def paired_difference(a, b):
@@ -107,10 +110,10 @@ EXERCISES: list[Exercise] = [
         title="the step size at test",
         reference=step_size_is_learned,
         mistakes={
-            "a longer step would help if θ did not know α; look at the sweep: the best α at test is the one θ was trained for": (
+            "a longer step would help if θ did not know α; in the sweep the best α at test is the one of training": (
                 lambda: "a"
             ),
-            "the loss after one step depends on α very much: θ has been placed so that one step of exactly this length arrives": (
+            "the loss depends on α very much: θ has been placed so that one step of exactly this length arrives": (
                 lambda: "b"
             ),
             "more steps do not repair a step that overshoots: with αh > 2 each one makes it worse": lambda: "d",

@@ -12,7 +12,7 @@ from maml_edu.sine import SineTasks
 
 
 def mse_of_predicting_zero():
-    low, high = 0.1, 5.0
+    low, high = 1.0, 3.0
     mean_square_of_amplitude = (low**2 + low * high + high**2) / 3  # E[A²] of a uniform A
     mean_square_of_sine = 1 / 2  # over half a period or any multiple of it
     return mean_square_of_amplitude * mean_square_of_sine
@@ -139,13 +139,13 @@ EXERCISES: list[Exercise] = [
         title="How bad is predicting zero?",
         reference=mse_of_predicting_zero,
         mistakes={
-            "this is E[A]²/2, with the mean squared. Squares are averaged here, so E[A²] counts.": lambda: 2.55**2 / 2,
-            "this is E[A²]: the factor E[sin²] = 1/2 is missing.": lambda: 25.51 / 3,
-            "this is the variance of A: predicting zero also pays for the mean of A.": lambda: 4.9**2 / 12,
-            "this is the error of the best single curve; the question is about the curve y = 0.": lambda: (
-                SineTasks().floor_mse()
-            ),
-            "this is 5²/2, as if every task had the largest amplitude.": lambda: 12.5,
+            "this is E[A]²/2, with the mean squared. Squares are averaged here, so E[A²] counts.": lambda: 2.0**2 / 2,
+            "this is E[A²]: the factor E[sin²] = 1/2 is missing.": lambda: 13 / 3,
+            "this is the variance of A: predicting zero also pays for the mean of A.": lambda: 2.0**2 / 12,
+            "this is the error of the best single curve; the question is about the curve y = 0.": lambda: SineTasks(
+                amplitude=(1.0, 3.0)
+            ).floor_mse(),
+            "this is 3²/2, as if every task had the largest amplitude.": lambda: 4.5,
         },
         hints=(
             "Predicting 0 makes the error of one point A² sin²(x − phase). A is independent of x and phase.",

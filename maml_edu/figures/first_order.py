@@ -52,9 +52,7 @@ def three_directions(
     for side, centre in centres.items():
         value = 0.5 * (curvature[0] * (x - centre[0]) ** 2 + curvature[1] * (y - centre[1]) ** 2)
         dashes = "solid" if side == "support" else "dashed"
-        ax.contour(
-            x, y, value, levels=[0.1, 0.5, 1.2], colors=COLOURS[side], linewidths=1.3, linestyles=dashes
-        )
+        ax.contour(x, y, value, levels=[0.1, 0.5, 1.2], colors=COLOURS[side], linewidths=1.3, linestyles=dashes)
         ax.plot(*centre, color=COLOURS[side], marker="+", markersize=11, markeredgewidth=2.5)
         ax.annotate(
             f"{side} minimum",
@@ -66,15 +64,11 @@ def three_directions(
             fontsize=11,
         )
     ax.plot(*path.T, color=COLOURS["after"], marker=".", linewidth=1.5)
-    ax.annotate(
-        "φ", path[-1], xytext=(-4, -16), textcoords="offset points", color=COLOURS["after"], fontsize=14
-    )
+    ax.annotate("φ", path[-1], xytext=(-4, -16), textcoords="offset points", color=COLOURS["after"], fontsize=14)
     ax.annotate("θ", path[0], xytext=(-18, -4), textcoords="offset points", fontsize=14)
     for method, step in steps.items():
         tip = path[0] + step
-        arrow = dict(
-            arrowstyle="-|>", color=COLOURS[method], linewidth=2.5, linestyle=line(method)["linestyle"]
-        )
+        arrow = dict(arrowstyle="-|>", color=COLOURS[method], linewidth=2.5, linestyle=line(method)["linestyle"])
         ax.annotate("", tip, path[0], arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 18})
         ax.annotate(
             NAMES[method],

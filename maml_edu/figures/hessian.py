@@ -98,7 +98,7 @@ def recursion(ax: Axes, steps: int) -> Axes:
     """The path θ_0 … θ_K above, and v on its way back below, with the Hessian each step needs between them."""
     shown = list(range(steps + 1)) if steps <= 4 else [0, 1, 2, steps - 1, steps]
     for i, j in enumerate(shown):
-        name = f"$\\theta_{{{j}}}=\\phi$" if j == steps else f"$\\theta_{{{j}}}$"
+        name = f"$\\theta_{{{j}}}=\\varphi$" if j == steps else f"$\\theta_{{{j}}}$"
         ax.text(i, 1, name, ha="center", va="center", fontsize=15, bbox=_box("after" if j == steps else "before"))
         ax.text(i, 0, f"$v_{{{j}}}$", ha="center", va="center", fontsize=15, bbox=_box("maml"))
     for i, (a, b) in enumerate(zip(shown[:-1], shown[1:])):
@@ -115,7 +115,7 @@ def recursion(ax: Axes, steps: int) -> Axes:
         ax.text(i + 0.38, 0.5, f"$H_{{{a}}}$", color="#8A5F00", fontsize=12)
     end = len(shown) - 1
     ax.annotate("", (end, 0.26), (end, 0.72), arrowprops=_arrow("query"))
-    ax.text(end + 0.08, 0.5, "$\\nabla L_q(\\phi)$", fontsize=12, va="center")
+    ax.text(end + 0.08, 0.5, "$\\nabla L_q(\\varphi)$", fontsize=12, va="center")
     ax.text(-0.55, 1, "forward", ha="right", va="center")
     ax.text(-0.55, 0, "backward", ha="right", va="center")
     ax.set_xlim(-1.3, end + 0.75)

@@ -90,7 +90,9 @@ def paired_differences(ax: Axes, differences: dict[str, tuple[float, float]]) ->
     return ax
 
 
-def alpha_sweep(ax: Axes, alphas: Sequence[float], medians: dict[str, Sequence[float]], trained: dict[str, float]) -> Axes:
+def alpha_sweep(
+    ax: Axes, alphas: Sequence[float], medians: dict[str, Sequence[float]], trained: dict[str, float]
+) -> Axes:
     """Median MSE after one step against the step size used at test; a triangle marks the one used in training."""
     bottom = min(min(values) for values in medians.values()) / 2
     for (label, values), look in zip(medians.items(), (line("maml"), line("fomaml"))):
