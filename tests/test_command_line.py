@@ -147,7 +147,7 @@ def test_a_stale_lock_is_taken_over(text, tmp_path, capsys):
 def test_a_live_lock_is_respected(tmp_path, capsys):
     (tmp_path / "lock").write_text(str(os.getpid()))
     assert train(tmp_path) == 2
-    assert f"another run (process {os.getpid()}) is writing into" in capsys.readouterr().err
+    assert f"another run (process {os.getpid()}) writes into" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["lock"] and (tmp_path / "lock").read_text() == str(os.getpid())
 
 
@@ -206,7 +206,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path, capsys):
 def test_resuming_other_settings_is_refused(tmp_path, capsys):
     assert train(tmp_path) == 0
     assert train(tmp_path, "--resume", "--iterations", "30") == 2
-    assert "is of a run of 20 iterations, and 30 are asked for now" in capsys.readouterr().err
+    assert "is of a run with iterations=20, and iterations=30 is asked for now" in capsys.readouterr().err
     assert train(tmp_path, "--resume", "--method", "oracle") == 2
     assert "checkpoint of another model" in capsys.readouterr().err
 
