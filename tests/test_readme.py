@@ -66,6 +66,7 @@ def draw_picture(path):
     x = torch.tensor([-4.2, -3.2, -2.0, 0.6, 1.6]).view(1, -1, 1)
     y, truth = 3.0 * torch.sin(x - 0.6), 3.0 * torch.sin(grid - 0.6)
     fig, axes = figures.new_axes(columns=2, height=3.4)
+    axes[1].sharey(axes[0])
     for ax, (name, title) in zip(axes, (("sine_maml", "MAML"), ("sine_joint", "pre-trained on all sines"))):
         trained, settings = load_checkpoint(name)
         path_of = adapt(mse(net.apply), trained.theta, x, y, settings["protocol"]["alpha"], 1)

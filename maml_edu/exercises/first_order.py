@@ -175,14 +175,15 @@ def truncated_maml(loss, theta, batch, alpha, steps, keep):
     return {name: p.mean(0) for name, p in v.items()}
 
 
-def _products_at(which):
-    """The same with the Hessians of the steps that `which(steps, keep)` lists."""
+def _products_at(which, side="support"):
+    """The same with the Hessians, of the loss on `side`, of the steps that `which(steps, keep)` lists."""
 
     def wrong(loss, theta, batch, alpha, steps, keep):
         path = adapt(loss, theta, batch.support_x, batch.support_y, alpha, steps)
         v = _gradient(loss, path[-1], batch.query_x, batch.query_y)
+        x, y = (batch.support_x, batch.support_y) if side == "support" else (batch.query_x, batch.query_y)
         for j in which(steps, keep):
-            hv = hvp(loss, path[j], batch.support_x, batch.support_y, v)
+            hv = hvp(loss, path[j], x, y, v)
             v = {name: v[name] - alpha * hv[name] for name in v}
         return _mean(v)
 
@@ -218,6 +219,18 @@ TRUNCATED = Exercise(
             lambda steps, keep: range(steps, steps - keep, -1)
         ),
         "Each product must use the v of the step before. You multiplied the query gradient every time.": _added_up,
+        "These are the right steps in the wrong order: go from j = K−1 down to K−keep.": _products_at(
+            lambda steps, keep: range(steps - keep, steps)
+        ),
+        "Two things: the steps must go backwards, from K−1 down; and at keep = 0 the slice [-0:] is everything.": (
+            _products_at(lambda steps, keep: range(steps)[-keep:])
+        ),
+        "Right but for keep = 0: the slice [-0:] is everything, where no product is wanted.": _products_at(
+            lambda steps, keep: range(steps)[-keep:][::-1]
+        ),
+        "You took the Hessian of the query loss: the Jacobian of an inner step belongs to the support loss.": (
+            _products_at(lambda steps, keep: range(steps - 1, steps - 1 - keep, -1), side="query")
+        ),
     },
     hints=(
         "Begin as FOMAML: path = adapt(…), then v = the query gradient at path[-1].",

@@ -39,6 +39,14 @@ def _standard_error(a, b):
     return (a - b).mean(), (a - b).std() / math.sqrt(len(a))
 
 
+def _population(a, b):
+    return (a - b).mean(), 1.96 * (a - b).std(correction=0) / math.sqrt(len(a))
+
+
+def _factor_two(a, b):
+    return (a - b).mean(), 2 * (a - b).std() / math.sqrt(len(a))
+
+
 def _other_way_round(a, b):
     return (b - a).mean(), paired_difference(a, b)[1]
 
@@ -98,6 +106,8 @@ EXERCISES: list[Exercise] = [
             "this is the spread of single tasks: the interval of the mean is narrower by √n": _standard_deviation,
             "the factor 1.96 is missing: this covers 68 %, not 95 %": _standard_error,
             "the sign is turned: a − b is asked for": _other_way_round,
+            "the standard deviation divides by n; for a sample divide by n − 1": _population,
+            "the factor is 1.96, not 2": _factor_two,
         },
         hints=(
             "Both methods saw the same tasks: make one number per task first.",
@@ -122,6 +132,7 @@ EXERCISES: list[Exercise] = [
             "The outer loop has seen only one step length. What does it optimise θ for?",
             "Look at the sweep of α at test, or evaluate the checkpoint with alpha=0.01.",
         ),
+        remark="Count them: evaluate(maml_net, paper_loss, test, 0.01, 10, 600)[10].diverged",
     ),
     Exercise(
         number="5.2",

@@ -113,7 +113,10 @@ def meta_descent(
     for method, path in paths.items():
         values = np.where(np.abs(path) <= limit, path, np.nan)
         ax.plot(values, **line(method))
-        last = np.flatnonzero(np.isfinite(values))[-1]
+        inside = np.flatnonzero(np.isfinite(values))
+        if not len(inside):
+            continue
+        last = inside[-1]
         leaves = last < len(values) - 1
         ax.annotate(
             f"{NAMES[method]}{' leaves' if leaves else ''}",
@@ -149,7 +152,9 @@ def gradients_against_theta(
     if mark is not None:
         ax.axvline(mark, color="black", linewidth=1, linestyle=":")
     ax.legend(loc="best")
-    ax.set(xlabel="θ", ylabel="meta-gradient", ylim=(low, high))
+    ax.set(xlabel="θ", ylabel="meta-gradient")
+    if high > low:
+        ax.set_ylim(low, high)
     return ax
 
 
@@ -179,8 +184,14 @@ def taylor_coefficients(
     theory: Mapping[str, Sequence[Sequence[float]]],
     products: Sequence[str],
 ) -> Sequence[Axes]:
-    """One panel per product: its coefficient over K, lines from theory, markers as measured (arrays [K, product])."""
-    sizes = dict(zip(measured, (12, 8, 5)))  # where markers coincide, all can be seen
+    """One panel per product: its coefficient over K, lines from theory, markers as measured (arrays [K, product]).
+
+    products: names in mathtext without the dollars, such as "H_s g_q".
+    """
+    # where markers coincide, all can be seen
+    looks = {method: {"markersize": size} for method, size in zip(measured, (11, 11, 5))}
+    hollow = {"markerfacecolor": "none", "markeredgewidth": 2}
+    looks = {method: look | (hollow if method == "fomaml" else {}) for method, look in looks.items()}
     for i, (ax, product) in enumerate(zip(axes, products)):
         for method in measured:
             expected = [row[i] for row in theory[method]]
@@ -188,16 +199,16 @@ def taylor_coefficients(
             ax.plot(
                 steps,
                 measured[method][:, i],
-                **STYLES[method] | {"linestyle": "none", "markersize": sizes[method]},
+                **STYLES[method] | {"linestyle": "none"} | looks[method],
             )
-        ax.set(title=product, xlabel="inner steps K")
+        ax.set(title=f"${product}$", xlabel="inner steps K")
         ax.set_xticks(list(steps))
         ax.axhline(0, color="black", linewidth=0.6, zorder=0)
     axes[0].set_ylabel("coefficient of α")
     handles = [
         ax_line
         for method in measured
-        for ax_line in axes[0].plot([], [], **STYLES[method], label=f"{NAMES[method]} (line: theory)")
+        for ax_line in axes[0].plot([], [], **STYLES[method] | looks[method], label=f"{NAMES[method]} (line: theory)")
     ]
     axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return axes
@@ -206,9 +217,9 @@ def taylor_coefficients(
 def angle_against_alpha(
     axes: Sequence[Axes], alpha: Sequence[float], panels: Mapping[str, Mapping[int, Sequence[float]]]
 ) -> Sequence[Axes]:
-    """Degrees between the first-order and the exact meta-gradient over α (log axis), one curve per number of steps.
+    """Degrees between the first-order and the exact meta-gradient over α, one curve per number of steps.
 
-    panels: title → {K: degrees}; all panels share one vertical scale.
+    panels: title → {K: degrees}; both axes are logarithmic, and all panels share one vertical scale.
     """
     for ax, (title, angles) in zip(axes, panels.items()):
         for (steps, degrees), look in zip(angles.items(), _BY_STEPS * 3):
@@ -216,9 +227,12 @@ def angle_against_alpha(
         ax.set_xscale("log")
         ax.set(title=title, xlabel="inner step size α")
         ax.grid(alpha=0.25)
-    top = max(ax.get_ylim()[1] for ax in axes)
+    every = np.array([d for angles in panels.values() for degrees in angles.values() for d in degrees])
+    drawn = every[np.isfinite(every) & (every > 0)]
     for ax in axes:
-        ax.set_ylim(0, top)
+        ax.set_yscale("log")
+        if len(drawn):
+            ax.set_ylim(drawn.min() / 2, drawn.max() * 2)
     axes[0].set_ylabel("angle, degrees")
     axes[0].legend(loc="upper left")
     return axes

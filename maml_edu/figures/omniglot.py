@@ -237,7 +237,10 @@ def learned_rates(ax: Axes, alpha: Sequence[Mapping[str, Tensor]], start: float,
     ]
     for j, rates in enumerate(alpha):
         look = {**marks[j % len(marks)], "markeredgewidth": 2, "linestyle": "none"}
-        ax.plot([float(rates[name].mean()) for name in names], range(len(names)), label=f"inner step {j + 1}", **look)
+        rows = [
+            i + 0.14 * (2 * j - len(alpha) + 1) for i in range(len(names))
+        ]  # side by side, so that none hides another
+        ax.plot([float(rates[name].mean()) for name in names], rows, label=f"inner step {j + 1}", **look)
     ax.axvline(start, color=COLOURS["before"], linestyle="--", linewidth=1.5)
     ax.text(start, -0.75, f" start: {start:g}", fontsize=11, va="center")
     ax.axvline(0, color=COLOURS["truth"], linewidth=0.8)

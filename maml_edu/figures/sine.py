@@ -31,17 +31,23 @@ def learning_curves(ax: Axes, curves: dict[str, Tensor], every: int = 50) -> Axe
     ax.set_xlabel("outer iteration")
     ax.set_ylabel("query loss (MSE)")
     ax.set_ylim(bottom=0)
-    ax.legend(loc="upper right", ncols=2)
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
 
 def mse_per_step(ax: Axes, scores: dict[str, list[StepScore]], published: dict[int, float] | None = None) -> Axes:
-    """Mean MSE over tasks after each inner step with its 95 % interval; the median, hollow, where tasks diverged."""
+    """Mean MSE over tasks after each inner step with its 95 % interval.
+
+    Where a task diverged there is no mean: the median stands there as a hollow mark, off the line.
+    """
     for method, per_step in scores.items():
-        steps = [s.step for s in per_step]
-        centre = [s.median if s.mean is None else s.mean for s in per_step]
-        half = [0 if s.mean is None else s.half_width for s in per_step]
-        ax.errorbar(steps, centre, yerr=half, capsize=3, label=LABELS[method], **{**STYLES[method], "markersize": 5})
+        look = {**STYLES[method], "markersize": 5}
+        sound = [s for s in per_step if s.mean is not None]
+        mean, half = [s.mean for s in sound], [s.half_width for s in sound]
+        ax.errorbar([s.step for s in sound], mean, yerr=half, capsize=3, label=LABELS[method], **look)
+        rest = [s for s in per_step if s.mean is None]
+        hollow = {**look, "linestyle": "none", "markerfacecolor": "white"}
+        ax.plot([s.step for s in rest], [s.median for s in rest], **hollow)
     if published:
         ax.plot(list(published), list(published.values()), "k*", markersize=12, label="MAML, published", zorder=5)
     ax.set_yscale("log")
