@@ -189,7 +189,7 @@ def taylor_coefficients(
     products: names in mathtext without the dollars, such as "H_s g_q".
     """
     # where markers coincide, all can be seen
-    looks = {method: {"markersize": size} for method, size in zip(measured, (11, 11, 5))}
+    looks = {method: {"markersize": size} for method, size in zip(measured, (8, 13, 5))}
     hollow = {"markerfacecolor": "none", "markeredgewidth": 2}
     looks = {method: look | (hollow if method == "fomaml" else {}) for method, look in looks.items()}
     for i, (ax, product) in enumerate(zip(axes, products)):

@@ -59,14 +59,7 @@ def cost_against_parameters(ax: Axes, parameters: Sequence[int], seconds: dict[s
     """Milliseconds against the number of parameters, log-log, labelled at the right end of each curve."""
     for label, times in seconds.items():
         ax.loglog(parameters, [1e3 * t for t in times], **_ROUTES[label])
-        ax.annotate(
-            label,
-            (parameters[-1], 1e3 * times[-1]),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            color=_ROUTES[label]["color"],
-        )
+        _label_end(ax, label, parameters[-1], 1e3 * times[-1])
     ax.set_xlabel("parameters")
     ax.set_ylabel("time, ms")
     ax.set_xlim(parameters[0] * 0.8, parameters[-1] * 14)
@@ -78,20 +71,19 @@ def memory_against_steps(ax: Axes, steps: Sequence[int], mebibytes: dict[str, Se
     """Peak of what autograd keeps, plus the stored θ_j, against the number of inner steps."""
     for label, size in mebibytes.items():
         ax.plot(steps, size, **_ROUTES[label])
-        ax.annotate(
-            label,
-            (steps[-1], size[-1]),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            color=_ROUTES[label]["color"],
-        )
+        _label_end(ax, label, steps[-1], size[-1])
     ax.set_xlabel("inner steps K")
     ax.set_ylabel("memory, MiB")
     ax.set_xlim(0, steps[-1] * 1.35)
     ax.set_ylim(bottom=0)
     ax.grid(alpha=0.25)
     return ax
+
+
+def _label_end(ax, label, x, y):
+    """The name of a curve at its right end, in its colour."""
+    at = dict(xytext=(8, 0), textcoords="offset points", va="center")
+    ax.annotate(label, (x, y), color=_ROUTES[label]["color"], **at)
 
 
 def recursion(ax: Axes, steps: int) -> Axes:
