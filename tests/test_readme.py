@@ -85,7 +85,7 @@ def test_the_table_is_that_of_the_stored_results():
 
 def test_the_code_runs():
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len([line for line in code.splitlines() if line.strip()]) <= 18
+    assert len([line for line in code.splitlines() if line.strip()]) == 15
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     assert float(run.stdout.strip().splitlines()[-1]) < 3.0  # better than the floor of anyone who may not adapt
