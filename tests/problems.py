@@ -105,3 +105,13 @@ def random_like(params: Params, seed: int = 0) -> Params:
 def sines(tasks: int, generator: torch.Generator) -> TaskBatch:
     """A sampler of the sine family, ten examples on either side."""
     return SineTasks().sample(tasks, 10, generator=generator)
+
+
+def varied_alpha(theta, seed=0):
+    """A different rate for every single number in θ, between 0.05 and 0.35."""
+    generator = torch.Generator().manual_seed(seed)
+    return {n: 0.05 + 0.3 * torch.rand(p.shape, generator=generator, dtype=p.dtype) for n, p in theta.items()}
+
+
+# Routes to H·v, and how close to automatic differentiation each must come.
+ROUTES = {"double-backward": 1e-9, "forward-over-reverse": 1e-9, "finite-difference": 1e-6}

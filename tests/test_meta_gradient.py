@@ -1,11 +1,10 @@
 """The explicit recursion against automatic differentiation, finite differences and closed forms."""
 
-import math
-
 import pytest
 import torch
 from problems import (
     PROBLEMS,
+    ROUTES,
     Problem,
     flat,
     one_task_at_a_time,
@@ -14,14 +13,12 @@ from problems import (
     rate,
     relative,
     tanh_mlp,
+    varied_alpha,
 )
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from maml_edu.meta_gradient import adapt, autograd_maml, fomaml, hvp, joint, maml, pull_back, reptile
-from maml_edu.models import from_module, mlp, mse
 from maml_edu.tasks import TaskBatch
 
-ROUTES = {"double-backward": 1e-9, "forward-over-reverse": 1e-9, "finite-difference": 1e-6}
 ALPHA = {"mlp": 0.2, "conv4": 0.3, "module": 0.1}
 
 
@@ -33,12 +30,6 @@ def name(request):
 @pytest.fixture
 def problem(name):
     return PROBLEMS[name]()
-
-
-def varied_alpha(theta, seed=0):
-    """A different rate for every single number in θ, between 0.05 and 0.35."""
-    generator = torch.Generator().manual_seed(seed)
-    return {n: 0.05 + 0.3 * torch.rand(p.shape, generator=generator, dtype=p.dtype) for n, p in theta.items()}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -189,112 +180,6 @@ def test_wrong_recursions_differ(name, problem, wrong):
 
 
 # --------------------------------------------------------------------------------------------------
-# Step sizes per parameter and per step, and their gradient
-
-
-def alphas(theta):
-    some = varied_alpha(theta)
-    first = next(iter(theta))
-    tensors = {n: torch.tensor(0.05 * i) for i, n in enumerate(theta, start=1)}  # 0-dim, float32
-    return {
-        "float": 0.2,
-        "0-dim tensor": torch.tensor(0.2, dtype=torch.float64),
-        "dict of floats": {n: 0.05 * i for i, n in enumerate(theta, start=1)},
-        "dict of 0-dim tensors": tensors,
-        "dict of full tensors": some,
-        "dict of broadcast tensors": {n: a[..., :1] if a.dim() > 1 else a[:1] for n, a in some.items()},
-        "dict of last axes": {n: a[0] if a.dim() > 1 else a for n, a in some.items()},
-        "one parameter frozen": {**dict.fromkeys(theta, 0.2), first: 0.0},
-        "one parameter frozen by a tensor": {**some, first: torch.zeros(())},
-        "list of floats": [0.1, 0.2, 0.3],
-        "list of dicts": [varied_alpha(theta, seed) for seed in range(3)],
-        "mixed list": [0.1, some, tensors],
-    }
-
-
-def tensors_of(alpha):
-    if isinstance(alpha, list):
-        return [t for a in alpha for t in tensors_of(a)]
-    return list(alpha.values()) if isinstance(alpha, dict) else [alpha]
-
-
-@pytest.mark.parametrize("form", alphas({"a": torch.zeros(1)}))
-@pytest.mark.parametrize("how", ["double-backward", "finite-difference"])
-def test_alpha_in_every_form(form, how):
-    problem = tanh_mlp()
-    alpha = alphas(problem.theta)[form]
-    found, expected = maml(*problem, alpha, 3, hvp=how), autograd_maml(*problem, alpha, 3)
-    assert relative(found.gradient, expected.gradient) < ROUTES[how]
-    assert type(found.alpha_gradient) is type(expected.alpha_gradient)
-    ours, theirs = tensors_of(found.alpha_gradient), tensors_of(expected.alpha_gradient)
-    assert [a.shape for a in ours] == [torch.as_tensor(a).shape for a in tensors_of(alpha)]
-    assert relative(dict(enumerate(ours)), dict(enumerate(theirs))) < ROUTES[how]
-
-
-@pytest.mark.parametrize("form", ["float", "dict of floats", "dict of full tensors", "mixed list"])
-def test_alpha_gradient_equals_central_differences(form):
-    problem, eps = tanh_mlp(), 1e-6
-    alpha = alphas(problem.theta)[form]
-    found = tensors_of(maml(*problem, alpha, 3).alpha_gradient)
-    rates = tensors_of(alpha)
-
-    def value(k, index, move):
-        changed = [torch.as_tensor(r, dtype=torch.float64).clone() for r in rates]
-        changed[k].view(-1)[index] += move
-        left = iter(changed)
-
-        def rebuild(a):
-            if isinstance(a, list):
-                return [rebuild(b) for b in a]
-            return {n: next(left) for n in a} if isinstance(a, dict) else next(left)
-
-        return query_loss(problem, one_task_at_a_time(problem, problem.theta, rebuild(alpha), 3)).item()
-
-    size = torch.cat([a.flatten() for a in found]).norm()
-    for k, of_rate in enumerate(found):
-        for index in {0, of_rate.numel() - 1}:
-            difference = (value(k, index, eps) - value(k, index, -eps)) / (2 * eps)
-            assert abs(difference - of_rate.view(-1)[index]) < 1e-6 * size
-
-
-def test_alpha_gradient_of_first_order():
-    """−Σ_j mean over tasks of ∇L_s(θ_j)·∇L_q(φ): equal to the exact one for one step, not for three."""
-    problem = tanh_mlp()
-    one_step, exact = (method(*problem, 0.2, 1).alpha_gradient for method in (fomaml, maml))
-    assert torch.allclose(one_step, exact, rtol=1e-12)
-    path = adapt(problem.loss, problem.theta, *problem.batch[:2], 0.2, 3)
-    phi = {n: p.clone().requires_grad_() for n, p in path[-1].items()}
-    v = torch.autograd.grad(problem.loss(phi, *problem.batch[2:]).sum(), list(phi.values()))
-    moved = [(path[0][n] - phi[n]) / 0.2 for n in phi]  # Σ_j ∇L_s(θ_j)
-    expected = -sum((m * d).sum() for m, d in zip(moved, v)).detach() / 3
-    found = fomaml(*problem, 0.2, 3).alpha_gradient
-    assert torch.allclose(found, expected, rtol=1e-9)
-    assert abs(found / maml(*problem, 0.2, 3).alpha_gradient - 1) > 1e-3
-
-
-def test_frozen_parameters_stay_and_still_have_a_gradient():
-    problem = tanh_mlp()
-    alpha = {n: 0.0 if n.endswith("1") else 0.2 for n in problem.theta}
-    found = maml(*problem, alpha, 3)
-    for n, p in problem.theta.items():
-        assert torch.equal(found.phi[n], p.expand_as(found.phi[n])) == n.endswith("1")
-        assert found.gradient[n].abs().max() > 0
-    assert relative(found.gradient, maml(*problem, 0.2, 3).gradient) > 1e-3
-
-
-def test_rates_beyond_the_last_step_have_no_influence():
-    problem = tanh_mlp()
-    long = [0.1, varied_alpha(problem.theta), 0.3, varied_alpha(problem.theta, 1)]
-    for method in (maml, fomaml):
-        found, short = method(*problem, long, 2), method(*problem, long[:2], 2)
-        assert relative(found.gradient, short.gradient) == 0
-        assert len(found.alpha_gradient) == 4
-        assert found.alpha_gradient[2] == 0
-        assert all(torch.equal(g, torch.zeros_like(g)) for g in found.alpha_gradient[3].values())
-        assert relative(found.alpha_gradient[1], short.alpha_gradient[1]) == 0
-
-
-# --------------------------------------------------------------------------------------------------
 # Closed forms: tasks ½h(w − c)², with (h, c) given as the only example of support and query
 
 
@@ -405,130 +290,6 @@ def test_multi_step_loss(name, problem, how):
     *expected, of_rate = torch.autograd.grad(value, [*leaf.values(), rate_leaf])
     assert relative({n: p.mean(0) for n, p in v.items()}, dict(zip(theta, expected))) < ROUTES[how]
     assert abs(alpha_gradient / of_rate - 1) < ROUTES[how]
-
-
-# --------------------------------------------------------------------------------------------------
-# Hessian-vector products
-
-
-@pytest.mark.parametrize("how", ROUTES)
-def test_hvp_equals_the_dense_hessian_of_every_task(how):
-    problem = tanh_mlp()
-    x, y = problem.batch[:2]
-    params = adapt(problem.loss, problem.theta, x, y, 0.3, 2)[-1]  # every task at its own point
-    v = random_like(params)
-    found = hvp(problem.loss, params, x, y, v, how)
-    shapes = [p.shape for p in problem.theta.values()]
-    for t in range(3):
-
-        def of_flat(vector, t=t):
-            parts = vector.split([math.prod(s) for s in shapes])
-            theta = {n: part.view(s) for n, part, s in zip(params, parts, shapes)}
-            return problem.loss(theta, x[t : t + 1], y[t : t + 1]).squeeze()
-
-        hessian = torch.autograd.functional.hessian(of_flat, flat({n: p[t] for n, p in params.items()}))
-        expected = hessian @ flat({n: p[t] for n, p in v.items()})
-        here = flat({n: p[t] for n, p in found.items()})
-        assert (here - expected).norm() < ROUTES[how] * expected.norm()
-
-
-@pytest.mark.parametrize("how", ROUTES)
-def test_hvp_on_an_expanded_theta(name, problem, how):
-    """θ_0 is one memory seen by every task: no route may write to it, or need its own copy."""
-    params = {n: p.expand(len(problem.batch.support_x), *p.shape) for n, p in problem.theta.items()}
-    v = random_like(params)
-    found = hvp(problem.loss, params, *problem.batch[:2], v, how)
-    copied = hvp(problem.loss, {n: p.clone() for n, p in params.items()}, *problem.batch[:2], v)
-    assert relative(found, copied) < ROUTES[how]
-
-
-@pytest.mark.parametrize("how", ROUTES)
-def test_hvp_scales_with_v_task_by_task(how):
-    """Finite differences choose their ε per task: a tiny v beside a huge one, and v = 0, are no problem."""
-    problem = tanh_mlp()
-    x, y = problem.batch[:2]
-    params = adapt(problem.loss, problem.theta, x, y, 0.3, 1)[-1]
-    v = random_like(params)
-    scale = torch.tensor([1e-6, 0.0, 1e6], dtype=torch.float64)
-    scaled = {n: p * scale.view(-1, *[1] * (p.dim() - 1)) for n, p in v.items()}
-    expected, found = hvp(problem.loss, params, x, y, v), hvp(problem.loss, params, x, y, scaled, how)
-    for n in v:
-        assert torch.equal(found[n][1], torch.zeros_like(found[n][1]))
-    for t in (0, 2):
-        of_task = {n: scale[t] * h[t] for n, h in expected.items()}
-        assert relative({n: h[t] for n, h in found.items()}, of_task) < ROUTES[how]
-
-
-@pytest.mark.parametrize("how", ROUTES)
-def test_unused_and_linear_parameters_have_zero_products(how):
-    """u enters nowhere, b only linearly, and w curves: no error, zeros where zeros belong."""
-    x = torch.ones(2, 3, 1, dtype=torch.float64)
-
-    def loss(params, x, y):
-        return params["w"][..., 0] ** 2 + params["b"].sum(-1) + 0 * x[:, 0, 0]
-
-    theta = {n: torch.tensor([2.0, 1.0], dtype=torch.float64) for n in ("u", "b", "w")}
-    params = {n: p.expand(2, 2) for n, p in theta.items()}
-    found = hvp(loss, params, x, x, {n: torch.ones(2, 2, dtype=torch.float64) for n in theta}, how)
-    for n, expected in {"u": [0.0, 0.0], "b": [0.0, 0.0], "w": [2.0, 0.0]}.items():
-        assert torch.allclose(found[n], torch.tensor(expected, dtype=torch.float64).expand(2, 2))
-    found = maml(loss, theta, TaskBatch(x, x, x, x), 0.1, 2, hvp=how).gradient
-    for n, expected in {"u": [0.0, 0.0], "b": [1.0, 1.0], "w": [4 * 0.8**4, 0.0]}.items():
-        assert torch.allclose(found[n], torch.tensor(expected, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("how", ROUTES)
-@pytest.mark.parametrize("used", [True, False])
-def test_loss_without_curvature(how, used):
-    """A loss linear in θ passes v through unchanged; one that uses no parameter has gradient zero."""
-    x = torch.rand(2, 3, 1, dtype=torch.float64)
-
-    def loss(params, x, y):
-        return (params["w"] * x[:, 0]).sum(-1) if used else x.mean((1, 2))
-
-    theta = {"w": torch.ones(1, dtype=torch.float64)}
-    batch = TaskBatch(x, x, x, x)
-    found = maml(loss, theta, batch, 0.1, 2, hvp=how)
-    expected = x[:, 0].mean(0) if used else torch.zeros(1, dtype=torch.float64)
-    assert torch.allclose(found.gradient["w"], expected)
-    assert torch.allclose(fomaml(loss, theta, batch, 0.1, 2).gradient["w"], expected)
-
-
-def test_operation_without_second_derivative_is_named():
-    def loss(params, x, y):
-        return torch.cdist(params["w"], x).square().mean((1, 2))
-
-    x = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    theta = {"w": torch.eye(2, dtype=torch.float64)}
-    with pytest.raises(RuntimeError, match=r'no second derivative in PyTorch .*cdist.*"finite-difference"'):
-        maml(loss, theta, TaskBatch(x, x, x, x), 0.1)
-    # cdist² is a quadratic of curvature 2·3/6 in every row
-    found = maml(loss, theta, TaskBatch(x, x, x, x), 0.1, hvp="finite-difference").gradient["w"]
-    assert torch.allclose(found, 0.9**2 * joint(loss, theta, TaskBatch(x, x, x, x)).gradient["w"], rtol=1e-6)
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap of the fused attention
-def test_attention_needs_its_plain_implementation():
-    """The fused one has no second derivative: said so; the plain one has."""
-    torch.manual_seed(0)
-    model = from_module(torch.nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0).double())
-    x = torch.randn(2, 5, 4, dtype=torch.float64)  # attention over the examples of a task
-    problem = Problem(mse(model.apply), model.theta, TaskBatch(x, x.sin(), x, x.cos()))
-    with pytest.raises(RuntimeError, match="for attention: torch.nn.attention.sdpa_kernel"):
-        maml(*problem, 0.1)
-    with sdpa_kernel(SDPBackend.MATH):
-        exact = maml(*problem, 0.1).gradient
-    assert relative(maml(*problem, 0.1, hvp="finite-difference").gradient, exact) < 1e-6
-
-
-def test_the_kink_of_a_relu_is_no_obstacle_to_double_backward():
-    """ReLU networks are curved too: the Gauss-Newton term, and products of layers."""
-    model = mlp((1, 20, 20, 1), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = torch.linspace(-3, 3, 10, dtype=torch.float64).view(1, 10, 1)
-    problem = Problem(mse(model.apply), model.theta, TaskBatch(x, x.sin(), x, x.sin()))
-    exact = maml(*problem, 0.1, 2).gradient
-    assert relative(exact, autograd_maml(*problem, 0.1, 2).gradient) < 1e-9
-    assert relative(fomaml(*problem, 0.1, 2).gradient, exact) > 0.01
 
 
 # --------------------------------------------------------------------------------------------------
