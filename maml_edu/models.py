@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import EPS, batch_norm_relu, conv
+
 Params = dict[str, Tensor]
 Statistics = dict[str, tuple[Tensor, Tensor]]  # layer -> (mean [C], variance [C])
 
@@ -127,9 +129,9 @@ class _Conv4:
 
     def statistics(self, params: Params, x: Tensor) -> Statistics:
         """The (mean, variance) [C] of every batch norm for x, averaged over tasks."""
-        return self._forward(params, x, None)[1]
+        return self._forward(params, x, None, keep_statistics=True)[1]
 
-    def _forward(self, params, x, context):
+    def _forward(self, params, x, context, keep_statistics=False):
         if x.dim() != 5 or x.shape[2:] != (1, self.image, self.image):
             raise ValueError(
                 f"x has shape {list(x.shape)}; conv4 takes [tasks, examples, 1, {self.image}, {self.image}]"
@@ -143,15 +145,19 @@ class _Conv4:
         if isinstance(context, Tensor):
             x, examples = torch.cat([context, x], 1), slice(0, context.shape[1])
         h = x.transpose(0, 1).flatten(1, 2)  # [n, T·C, H, W]: tasks become groups of channels
+        h = h.contiguous(memory_format=torch.channels_last)
         for layer in range(1, 5):
-            weight, shift = params[f"conv{layer}.weight"], params[f"conv{layer}.shift"]
-            h = F.conv2d(h, weight.flatten(0, 1), stride=2, padding=1, groups=tasks)
+            weight, shift = params[f"conv{layer}.weight"].flatten(0, 1), params[f"conv{layer}.shift"].reshape(-1)
+            h = conv(h, weight.contiguous(memory_format=torch.channels_last), tasks)
+            if context is None and not keep_statistics:
+                h = batch_norm_relu(h, shift)
+                continue
             if f"conv{layer}" in fixed:
                 mean, variance = (s.repeat(tasks).view(1, -1, 1, 1) for s in fixed[f"conv{layer}"])
             else:
                 variance, mean = torch.var_mean(h[examples], (0, 2, 3), correction=0, keepdim=True)  # [1, T·C, 1, 1]
                 seen[f"conv{layer}"] = tuple(s.detach().view(tasks, -1).mean(0) for s in (mean, variance))
-            h = F.relu((h - mean) * torch.rsqrt(variance + 1e-5) + shift.reshape(1, -1, 1, 1))
+            h = F.relu((h - mean) * torch.rsqrt(variance + EPS) + shift.view(1, -1, 1, 1))
         h = h[-queries:].mean((2, 3)).view(queries, tasks, -1).transpose(0, 1)  # [T, n, filters]
         return torch.baddbmm(params["head.bias"].unsqueeze(1), h, params["head.weight"]), seen
 

@@ -1,0 +1,225 @@
+"""Two layers whose second derivatives are written by hand, because PyTorch's own are slow: convolution, batch norm.
+
+A convolution is bilinear, and so are the two maps its backward consists of: of y = x∗w, gx = ∂⟨y, gy⟩/∂x and
+gw = ∂⟨y, gy⟩/∂w. Differentiating any one of the three gives the other two, so three functions that name each other are
+differentiable as often as anyone wants, and every derivative is one of three fast kernels. (PyTorch's own double
+backward of a grouped convolution loops over the groups, which are the tasks here.)
+
+Batch norm followed by ReLU is written out to the second derivative; a third raises RuntimeError.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+EPS = 1e-5  # as in torch.nn.BatchNorm2d
+
+
+def conv(x: Tensor, weight: Tensor, tasks: int) -> Tensor:
+    """3×3 convolution, stride 2, padding 1, one weight per task: x [n, T·C, H, W], weight [T·F, C, 3, 3], T `tasks`.
+
+    Returns [n, T·F, ⌈H/2⌉, ⌈W/2⌉]. Fastest with both in torch.channels_last.
+    """
+    return _Output.apply(x, weight, tasks)
+
+
+def batch_norm_relu(h: Tensor, shift: Tensor) -> Tensor:
+    """relu(x̂ + shift), x̂ = (h − mean)/√(variance + 1e-5) over n, H, W, variance over N (biased); h [n, C, H, W].
+
+    Source: Ioffe & Szegedy (2015), Algorithm 1, with a shift [C] and no scale.
+    """
+    return _Normalise.apply(h, shift)[0]
+
+
+# ---------------------------------------------------------------- the three bilinear maps of a convolution
+
+
+def _backward(gy, x, weight, tasks, which):
+    mask = [which == "x", which == "weight", False]
+    return torch.ops.aten.convolution_backward(gy, x, weight, None, [2, 2], [1, 1], [1, 1], False, [0, 0], tasks, mask)
+
+
+class _Bilinear(Function):
+    """Keeps its two tensor arguments, forward and backward; `shape` is the shape of what it returns."""
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        a, b, *rest = inputs
+        ctx.save_for_backward(a, b)
+        ctx.save_for_forward(a, b)
+        ctx.tasks, ctx.shape = rest[0], output.shape
+
+
+class _Output(_Bilinear):
+    """(x, w) → x∗w."""
+
+    @staticmethod
+    def forward(x, weight, tasks):
+        return F.conv2d(x, weight, stride=2, padding=1, groups=tasks)
+
+    @staticmethod
+    def backward(ctx, gy):
+        x, weight = ctx.saved_tensors
+        to_x, to_weight = ctx.needs_input_grad[:2]
+        gx = _ToInput.apply(gy, weight, ctx.tasks, x.shape) if to_x else None
+        return gx, _ToWeight.apply(gy, x, ctx.tasks, weight.shape) if to_weight else None, None
+
+    @staticmethod
+    def jvp(ctx, tx, tw, _):
+        x, weight = ctx.saved_tensors
+        return _sum(tx, lambda t: conv(t, weight, ctx.tasks), tw, lambda t: conv(x, t, ctx.tasks))
+
+
+class _ToInput(_Bilinear):
+    """(gy, w) → gx."""
+
+    @staticmethod
+    def forward(gy, weight, tasks, shape):
+        x = torch.empty(shape, dtype=gy.dtype, device=gy.device, memory_format=torch.channels_last)
+        return _backward(gy, x, weight, tasks, "x")[0]
+
+    @staticmethod
+    def backward(ctx, u):
+        gy, weight = ctx.saved_tensors
+        to_gy, to_weight = ctx.needs_input_grad[:2]
+        ggy = conv(u, weight, ctx.tasks) if to_gy else None
+        return ggy, _ToWeight.apply(gy, u, ctx.tasks, weight.shape) if to_weight else None, None, None
+
+    @staticmethod
+    def jvp(ctx, tgy, tw, *_):
+        gy, weight = ctx.saved_tensors
+        return _sum(
+            tgy,
+            lambda t: _ToInput.apply(t, weight, ctx.tasks, ctx.shape),
+            tw,
+            lambda t: _ToInput.apply(gy, t, ctx.tasks, ctx.shape),
+        )
+
+
+class _ToWeight(_Bilinear):
+    """(gy, x) → gw."""
+
+    @staticmethod
+    def forward(gy, x, tasks, shape):
+        weight = torch.empty(shape, dtype=gy.dtype, device=gy.device, memory_format=torch.channels_last)
+        return _backward(gy, x, weight, tasks, "weight")[1]
+
+    @staticmethod
+    def backward(ctx, u):
+        gy, x = ctx.saved_tensors
+        to_gy, to_x = ctx.needs_input_grad[:2]
+        ggy = conv(x, u, ctx.tasks) if to_gy else None
+        return ggy, _ToInput.apply(gy, u, ctx.tasks, x.shape) if to_x else None, None, None
+
+    @staticmethod
+    def jvp(ctx, tgy, tx, *_):
+        gy, x = ctx.saved_tensors
+        return _sum(
+            tgy,
+            lambda t: _ToWeight.apply(t, x, ctx.tasks, ctx.shape),
+            tx,
+            lambda t: _ToWeight.apply(gy, t, ctx.tasks, ctx.shape),
+        )
+
+
+def _sum(ta, of_a, tb, of_b):
+    """The tangent of a bilinear map; a missing tangent is zero."""
+    if ta is None or tb is None:
+        return of_b(tb) if ta is None else of_a(ta)
+    return of_a(ta) + of_b(tb)
+
+
+# ---------------------------------------------------------------- batch norm and ReLU
+
+
+def _through(u, h, mean, s):
+    """s·P u with P = I − 11ᵀ/N − x̂x̂ᵀ/N, per channel: the (symmetric) derivative of x̂ by h; and Σ u·x̂, Σ u."""
+    ones = torch.ones_like(mean)
+    return torch.ops.aten.native_batch_norm_backward(u, h, ones, None, None, mean, s, True, EPS, [True, True, True])
+
+
+def _curvature(u, gm, h, mean, s, from_u, from_gm):
+    """∂⟨u, s·P gm⟩/∂h, with what `_through` gave for u and for gm. In words: x̂ depends on h inside P, and so does s.
+
+    ⟨u, s·P gm⟩ = s·A, A = Σu·gm − Σu Σgm/N − Σu·x̂ Σgm·x̂/N. With ∂s/∂h = −s²x̂/N and ∂x̂/∂h = s·P this is
+    −s²·A·x̂/N − s·(Σgm·x̂/N)·(s·P u) − s·(Σu·x̂/N)·(s·P gm).
+    """
+    (pu, u_x, u_1), (pg, g_x, g_1) = from_u, from_gm
+    n = h.numel() // s.numel()
+    a = (u * gm).sum((0, 2, 3)) - (u_1 * g_1 + u_x * g_x) / n
+    slope = s.pow(3) * a / n  # times (h − mean), which is x̂/s
+    out = torch.addcmul(_channels(slope * mean), h, _channels(-slope))
+    return out.addcmul_(pu, _channels(-s * g_x / n)).addcmul_(pg, _channels(-s * u_x / n))
+
+
+def _channels(c):
+    return c.view(1, -1, 1, 1)
+
+
+def _mask(g, y):
+    """g where the ReLU let its input through, 0 elsewhere."""
+    return torch.ops.aten.threshold_backward(g, y, 0.0)
+
+
+class _Normalise(Function):
+    """(h, shift) → relu(x̂ + shift), mean, s = 1/√(variance + ε)."""
+
+    @staticmethod
+    def forward(h, shift):
+        y, mean, s = torch.native_batch_norm(h, None, shift, None, None, True, 0.0, EPS)
+        return y.relu_(), mean, s
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(inputs[0], *output)
+        ctx.save_for_forward(inputs[0], *output)
+
+    @staticmethod
+    def backward(ctx, gy, *_):
+        return _NormaliseBackward.apply(gy, *ctx.saved_tensors)[:2]
+
+    @staticmethod
+    def jvp(ctx, th, tshift):
+        h, y, mean, s = ctx.saved_tensors
+        t = torch.zeros_like(h) if th is None else _through(th, h, mean, s)[0]
+        return _mask(t if tshift is None else t + _channels(tshift), y), None, None
+
+
+class _NormaliseBackward(Function):
+    """(gy, h) → s·P gm, Σgm, and gm = gy through the ReLU, Σgm·x̂, which are kept for the second derivative."""
+
+    @staticmethod
+    def forward(gy, h, y, mean, s):
+        gm = _mask(gy, y)
+        gh, g_x, g_1 = _through(gm, h, mean, s)
+        return gh, g_1, gm, g_x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[1:], *output)
+        ctx.save_for_forward(*inputs[1:], *output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, u, w, *_):
+        h, y, mean, s, gh, g_1, gm, g_x = ctx.saved_tensors
+        if u is None:
+            return None if w is None else _mask(_channels(w).expand_as(y), y), None, None, None, None
+        from_u = _through(u, h, mean, s)
+        to_h = _curvature(u, gm, h, mean, s, from_u, (gh, g_x, g_1))
+        ggy = from_u[0] if w is None else from_u[0].add_(_channels(w))
+        return _mask(ggy, y), to_h, None, None, None
+
+    @staticmethod
+    def jvp(ctx, tgy, th, *_):
+        h, y, mean, s, gh, g_1, gm, g_x = ctx.saved_tensors
+        tgm = torch.zeros_like(y) if tgy is None else _mask(tgy, y)
+        t, _, t_1 = _through(tgm, h, mean, s)
+        if th is not None:  # s·P gm is a gradient, its derivative by h a Hessian: symmetric, so the same formula
+            t = t + _curvature(th, gm, h, mean, s, _through(th, h, mean, s), (gh, g_x, g_1))
+        return t, t_1, None, None
