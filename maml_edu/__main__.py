@@ -1,6 +1,7 @@
 """The command line: python -m maml_edu train | evaluate | data. Every run leaves result.json and checkpoint.pt."""
 
 import argparse
+import contextlib
 import functools
 import os
 import sys
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import torch
 
-from . import meta_gradient
+from . import distributed, meta_gradient
 from .evaluation import evaluate
+from .meta_gradient import map_alpha
 from .models import conv4, cross_entropy, mlp, mse
 from .results import provenance, result, write_result
 from .sine import SineTasks
-from .training import load_checkpoint, save_checkpoint, train
+from .storage import Lock, load_checkpoint, save_checkpoint
+from .training import train
 
 METHODS = {name: getattr(meta_gradient, name) for name in ("maml", "fomaml", "reptile", "joint")}
 METHODS["oracle"] = meta_gradient.joint  # joint training on tasks that are told to the model
@@ -46,9 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     try:
         return {"train": _train, "evaluate": _evaluate, "data": _data}[args.command](args)
-    except (ValueError, FileNotFoundError, FileExistsError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"maml_edu: {error}", file=sys.stderr)
         return 2
+    finally:
+        distributed.leave()
 
 
 def _parser():
@@ -65,7 +70,8 @@ def _parser():
         for flag, kind, text in (
             ("shots", int, "examples per class, or per sine"),
             ("test-shots", int, "shots at test; default: as in training"),
-            ("queries", int, "query examples per class; default: as many as shots"),
+            ("queries", int, "query examples per class in training; default: as many as shots"),
+            ("test-queries", int, "query examples per class at test; default: as many as shots there"),
             ("steps", int, "inner steps in training"),
             ("test-steps", int, "inner steps at test: the headline score is the one after these"),
             ("alpha", float, "inner step size"),
@@ -74,12 +80,18 @@ def _parser():
             ("filters", int, "filters per convolution"),
             ("lr", float, "outer learning rate (Adam)"),
         ):
-            p.add_argument(f"--{flag}", type=kind, default=None, help=text + "; default: the preset's")
+            text = text if "default" in text else text + "; default: the preset's"
+            p.add_argument(f"--{flag}", type=kind, default=None, help=text)
         p.add_argument(
             "--init", choices=("fan-in", "paper"), default="paper", help="initial weights of the sine network"
         )
         p.add_argument("--schedule", choices=("constant", "cosine"), default="constant")
         p.add_argument("--learn-alpha", action="store_true", help="learn one α per parameter tensor and inner step")
+        p.add_argument("--alpha-lr", type=float, default=1e-2, help="learning rate (Adam) of a learned α")
+        p.add_argument(
+            "--multi-step", type=int, default=0, help="iterations in which the loss after every inner step counts"
+        )
+        p.add_argument("--clip", type=float, default=None, help="largest norm of the meta-gradient; none by default")
         p.add_argument("--split", choices=("finn", "lake"), default="finn")
         p.add_argument("--test-tasks", type=int, default=600)
         p.add_argument("--seed", type=int, default=0)
@@ -106,6 +118,7 @@ def _settings(args):
     settings = {**chosen, **given}
     settings.setdefault("queries", settings["shots"])
     settings.setdefault("test_shots", settings["shots"])
+    settings.setdefault("test_queries", 100 if kind == "sine" else settings["test_shots"])
     if settings["method"] == "oracle" and settings["dataset"] != "sine":
         raise ValueError("the oracle is told amplitude and phase: it exists for --dataset sine only")
     if settings["method"] == "oracle":
@@ -134,18 +147,16 @@ def _problem(s, device):
         sample = functools.partial(tasks.sample, device=device, reveal=reveal)
         samplers = (
             lambda n, generator: sample(n, s["shots"], s["queries"], generator=generator),
-            *[lambda n, generator: sample(n, s["test_shots"], 100, generator=generator)] * 2,
+            *[lambda n, generator: sample(n, s["test_shots"], s["test_queries"], generator=generator)] * 2,
         )
-        about = {"model": f"mlp {3 if reveal else 1}-40-40-1 relu", "init": s["init"], "test_queries": 100}
+        about = {"model": f"mlp {3 if reveal else 1}-40-40-1 relu", "init": s["init"]}
         return model, mse(model.apply), samplers, "loss", about
     from .episodes import Episodes, characters, split
 
     source = characters(s["dataset"])
     parts = split(source, s["split"])
-    episodes = [
-        Episodes(part, s["ways"], s["shots"] if i == 0 else s["test_shots"], s["queries"], device=device)
-        for i, part in enumerate(parts)
-    ]
+    sizes = [(s["shots"], s["queries"]), *[(s["test_shots"], s["test_queries"])] * 2]
+    episodes = [Episodes(part, s["ways"], *size, device=device) for part, size in zip(parts, sizes)]
     model = conv4(s["ways"], s["filters"], generator=generator, device=device)
     protocol = {
         "split": s["split"],
@@ -161,14 +172,24 @@ def _problem(s, device):
 
 def _train(args):
     s = _settings(args)
-    device = _device(s["device"])
+    device = distributed.join(_device(s["device"]))
     model, loss, (training, validation, test), metric, about = _problem(s, device)
     out = s["out"]
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "checkpoint.pt").exists() and not s["resume"]:
-        raise FileExistsError(f"{out} already holds a run: continue it with --resume, or name another --out")
-    started = time.monotonic()
-    with _Lock(out / "lock"):
+    writer = distributed.rank() == 0
+    if writer:
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / "checkpoint.pt").exists() and not s["resume"]:
+            raise FileExistsError(f"{out} already holds a run: continue it with --resume, or name another --out")
+
+    def validate(trained):
+        generator = torch.Generator().manual_seed(s["seed"] + 4)
+        so_far = model._replace(theta=trained.theta)
+        alpha, steps = trained.alpha, s["test_steps"]
+        last = evaluate(so_far, loss, validation, alpha, steps, tasks=100, metric=metric, generator=generator)[-1]
+        return last.median if last.mean is None else last.mean
+
+    protocol = _protocol(s, about)
+    with Lock(out / "lock") if writer else contextlib.nullcontext():
         trained = train(
             model,
             loss,
@@ -181,19 +202,28 @@ def _train(args):
             lr=s["lr"],
             schedule=s["schedule"],
             learn_alpha=s["learn_alpha"],
+            alpha_lr=s["alpha_lr"],
+            multi_step=s["multi_step"],
+            clip=s.get("clip"),
             generator=torch.Generator().manual_seed(s["seed"] + 1),
             progress=f"{s['dataset']} {s['method']}",
+            validate=validate,
+            validate_every=max(50, s["iterations"] // 20),
             checkpoint=out / "checkpoint.pt",
             resume=s["resume"],
+            about={"seed": s["seed"], "first_alpha": s["alpha"], **about, "shots": s["shots"], "queries": s["queries"]},
         )
+        where = provenance(s["seed"], 0.0, str(device))
+        if not writer:
+            return 0
+        distributed.leave()  # the other ranks are done
         done = len(trained.history["query_loss"])
         if done < s["iterations"]:
             print(f"stopped after {done} of {s['iterations']} iterations; no result written. Continue with --resume")
             return 1
         s["alpha"] = trained.alpha
-        _score_and_write(
-            s, model._replace(theta=trained.theta), loss, validation, test, metric, about, started, trained
-        )
+        model = model._replace(theta=trained.theta)
+        _score_and_write(s, model, loss, validation, test, metric, protocol, trained, where)
     return 0
 
 
@@ -201,15 +231,39 @@ def _evaluate(args):
     s = _settings(args)
     device = _device(s["device"])
     model, loss, (_, validation, test), metric, about = _problem(s, device)
-    trained, _ = load_checkpoint(args.checkpoint, model)
-    s["alpha"] = trained.alpha
+    trained, stored = load_checkpoint(args.checkpoint, model)
+    s["alpha"] = map_alpha(lambda rate: rate.to(device) if isinstance(rate, torch.Tensor) else rate, trained.alpha)
     theta = {name: p.to(device) for name, p in trained.theta.items()}
     s["out"].mkdir(parents=True, exist_ok=True)
-    _score_and_write(s, model._replace(theta=theta), loss, validation, test, metric, about, time.monotonic(), trained)
+    where, protocol = provenance(s["seed"], 0.0, str(device)), _protocol(s, about)
+    model = model._replace(theta=theta)
+    _score_and_write(s, model, loss, validation, test, metric, protocol, trained, where)
     return 0
 
 
-def _score_and_write(s, model, loss, validation, test, metric, about, started, trained):
+def _protocol(s, about):
+    """What the result says of the run, but for the α it ends with."""
+    return {
+        **about,
+        "shots": s["shots"],
+        "test_shots": s["test_shots"],
+        "queries": s["queries"],
+        "test_queries": s["test_queries"],
+        "tasks": s["test_tasks"],
+        "meta_batch": s["tasks"],
+        "iterations": s["iterations"],
+        "outer": f"Adam, lr {s['lr']:g}, {s['schedule']}",
+        **({"multi_step": s["multi_step"]} if s["multi_step"] else {}),
+        **({"clip": s["clip"]} if s.get("clip") else {}),
+        "alpha_learned": s["learn_alpha"],
+        **({"alpha_start": s["alpha"], "alpha_lr": s["alpha_lr"]} if s["learn_alpha"] else {}),
+        "inner_steps_train": s["steps"],
+        "inner_steps": s["test_steps"],
+    }
+
+
+def _score_and_write(s, model, loss, validation, test, metric, protocol, trained, where):
+    started = time.monotonic()
     score = functools.partial(evaluate, model, loss, steps=s["test_steps"], tasks=s["test_tasks"], metric=metric)
     if s["method"] == "joint" and s["test_steps"]:
         generator = [torch.Generator().manual_seed(s["seed"] + 3) for _ in TEST_ALPHAS]
@@ -218,36 +272,16 @@ def _score_and_write(s, model, loss, validation, test, metric, about, started, t
         if metric == "loss":
             means = [t.mean if t.mean is not None else float("inf") for t in tried]
             best = means.index(min(means))
-        s["alpha"], about = TEST_ALPHAS[best], {**about, "alpha_chosen_on": "validation tasks, by the mean"}
+        s["alpha"], protocol = TEST_ALPHAS[best], {**protocol, "alpha_chosen_on": "validation tasks, by the mean"}
     scores = score(test, alpha=s["alpha"], generator=torch.Generator().manual_seed(s["seed"] + 2))
-    seconds = time.monotonic() - started
-    protocol = {
-        **about,
-        "shots": s["shots"],
-        "test_shots": s["test_shots"],
-        "queries": s["queries"],
-        "tasks": s["test_tasks"],
-        "meta_batch": s["tasks"],
-        "iterations": s["iterations"],
-        "outer": f"Adam, lr {s['lr']:g}, {s['schedule']}",
-        "alpha": _plain(s["alpha"]),
-        "alpha_learned": s["learn_alpha"],
-        "inner_steps_train": s["steps"],
-        "inner_steps": s["test_steps"],
-    }
+    protocol = {**protocol, "alpha": _plain(s["alpha"])}
     name = (
         f"sine {s['test_shots']}-shot"
         if s["dataset"] == "sine"
         else f"{s['dataset']} {s['ways']}-way {s['test_shots']}-shot"
     )
-    curve = trained.history.get("query_loss", torch.zeros(0))
-    size = max(1, len(curve) // 200)
-    more = (
-        {"curve": {"every": size, "query_loss": [round(c.mean().item(), 4) for c in curve.split(size)]}}
-        if len(curve)
-        else {}
-    )
-    where = provenance(s["seed"], seconds, str(_device(s["device"])))
+    where["seconds"] = round(trained.history.get("seconds", torch.zeros(())).item() + time.monotonic() - started, 1)
+    more = {"curve": _curve(trained.history)} if "query_loss" in trained.history else {}
     write_result(s["out"] / "result.json", result(name, s["method"], protocol, scores, where, metric=metric, **more))
     trained = trained._replace(alpha=s["alpha"])
     save_checkpoint(s["out"] / "final.pt", trained, experiment=name, method=s["method"], protocol=protocol)
@@ -257,6 +291,16 @@ def _score_and_write(s, model, loss, validation, test, metric, about, started, t
         else:
             print(f"{one.step:3d} steps: {metric} {one.mean:.4f} ± {one.half_width:.4f}, median {one.median:.4f}")
     print(f"wrote {s['out'] / 'result.json'}")
+
+
+def _curve(history):
+    """At most about 200 means of the query loss; and (iteration, score) on the validation tasks."""
+    losses = history["query_loss"]
+    size = max(1, len(losses) // 200)
+    curve = {"every": size, "query_loss": [round(c.mean().item(), 4) for c in losses.split(size)]}
+    if "validation" in history:
+        curve["validation"] = [[int(i), round(score, 4)] for i, score in history["validation"].tolist()]
+    return curve
 
 
 def _plain(alpha):
@@ -274,44 +318,6 @@ def _data(args):
     found = omniglot(args.root)
     print(f"Omniglot: {len(found.names)} characters of {len(set(found.alphabets))} alphabets, content verified")
     return 0
-
-
-class _Lock:
-    """One run per folder: a file with the process id of the run; if that process is gone, the lock is taken over."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self):
-        try:
-            with open(self.path, "x") as file:
-                file.write(str(os.getpid()))
-        except FileExistsError:
-            text = self.path.read_text().strip()
-            if text.isdigit() and _alive(int(text)):
-                raise RuntimeError(
-                    f"another run (process {text}) writes into {self.path.parent}; wait for it, or name another --out"
-                ) from None
-            print(f"taking over {self.path.parent}: the run that held it is gone")
-            self.path.write_text(str(os.getpid()))
-
-    def __exit__(self, *error):
-        self.path.unlink(missing_ok=True)
-
-
-def _alive(pid):
-    if os.name == "nt":  # os.kill would end the process there
-        import ctypes
-
-        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)
-        return bool(handle) and bool(ctypes.windll.kernel32.CloseHandle(handle))
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ Params = dict[str, Tensor]
 Loss = Callable[[Params, Tensor, Tensor], Tensor]  # (params, x [T, n, …], y [T, n, …]) -> one value per task [T]
 Rate = float | Tensor
 Alpha = Rate | dict[str, Rate] | list[Rate | dict[str, Rate]]
+Weights = list[float] | Tensor | None
 
 
 class MetaGradient(NamedTuple):
@@ -110,8 +111,7 @@ def pull_back(
         alpha_products[j] = {name: _minus_product(g[name].detach(), v[name], rates[j][name]) for name in v}
         leaf = g = None
         v = {name: v[name] - hv[name] for name in v}
-        if query_gradients is not None and query_gradients[j] is not None:
-            v = {name: v[name] + query_gradients[j][name] for name in v}
+        v = _plus(v, query_gradients[j] if query_gradients is not None else None)
     return v, _like(alpha, alpha_products, x.shape[0])
 
 
@@ -196,30 +196,43 @@ def _route(how):
 
 
 def maml(
-    loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 1, hvp: str = "double-backward"
+    loss: Loss,
+    theta: Params,
+    batch: TaskBatch,
+    alpha: Alpha,
+    steps: int = 1,
+    hvp: str = "double-backward",
+    step_weights: Weights = None,
 ) -> MetaGradient:
     """The exact meta-gradient by the explicit recursion. Source: Finn et al. (2017), Algorithm 1.
 
+    step_weights: K numbers (or a tensor [K]) w_1 … w_K for the multi-step objective Σ_j w_j L_q(θ_j) (Antoniou et al.
+    2019, eq. 4); without them only L_q(θ_K) counts. query_loss is L_q(θ_K) either way.
     Keeps K + 1 parameter vectors per task and one step's graph at a time; with steps = 1 nothing is computed twice.
     """
     _route(hvp)
     rates = _rates(alpha, theta, steps)
     x, y = batch.support_x, batch.support_y
     path, last_graph = _descend(loss, theta, x, y, rates, keep="last graph" if hvp == "double-backward" else None)
-    query_loss, _, v = _gradient(loss, path[-1], batch.query_x, batch.query_y)
-    v, alpha_gradient = pull_back(loss, path, x, y, alpha, v, hvp, last_graph=last_graph or None)
+    query_loss, v, earlier = _query(loss, path, batch, step_weights)
+    v, alpha_gradient = pull_back(loss, path, x, y, alpha, v, hvp, earlier, last_graph=last_graph or None)
     return MetaGradient(_mean_over_tasks(v), query_loss, path[-1], alpha_gradient)
 
 
-def fomaml(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 1) -> MetaGradient:
+def fomaml(
+    loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 1, step_weights: Weights = None
+) -> MetaGradient:
     """First-order MAML: v = ∇L_q(φ) as it is, every Jacobian taken for the identity. Source: Finn et al. (2017), §5.2.
 
-    alpha_gradient is first-order as well: −Σ_j ∇L_s(θ_j)∘v with the same v at every step.
+    alpha_gradient is first-order as well: −Σ_j ∇L_s(θ_j)∘v with the same v at every step. step_weights: as in `maml`.
     """
     rates = _rates(alpha, theta, steps)
     path, gradients = _descend(loss, theta, batch.support_x, batch.support_y, rates, keep="gradients")
-    query_loss, _, v = _gradient(loss, path[-1], batch.query_x, batch.query_y)
-    products = [{name: _minus_product(g[name], v[name], rate[name]) for name in v} for rate, g in zip(rates, gradients)]
+    query_loss, v, earlier = _query(loss, path, batch, step_weights)
+    products = []
+    for g, rate, query_gradient in zip(reversed(gradients), reversed(rates), reversed(earlier or [None] * steps)):
+        products.insert(0, {name: _minus_product(g[name], v[name], rate[name]) for name in v})
+        v = _plus(v, query_gradient)
     return MetaGradient(_mean_over_tasks(v), query_loss, path[-1], _like(alpha, products, batch.support_x.shape[0]))
 
 
@@ -250,7 +263,9 @@ def joint(loss: Loss, theta: Params, batch: TaskBatch) -> MetaGradient:
     return MetaGradient(_mean_over_tasks(g), query_loss, theta_everywhere, None)
 
 
-def autograd_maml(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 1) -> MetaGradient:
+def autograd_maml(
+    loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 1, step_weights: Weights = None
+) -> MetaGradient:
     """The same as `maml` by unrolling all K steps with create_graph=True: the reference to check against.
 
     Its memory grows by a whole graph per step.
@@ -262,15 +277,22 @@ def autograd_maml(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, ste
     )
     rates = _rates(alpha, theta, steps, detach=False)
     phi = {name: p.expand(batch.support_x.shape[0], *p.shape) for name, p in theta.items()}
-    for rate in rates:
+    weights = [None] * (steps - 1) + [1.0] if step_weights is None else _checked(step_weights, steps)
+    objective = 0.0
+    for weight, rate in zip(weights, rates):
         values = _per_task(loss, phi, batch.support_x, batch.support_y)
         g = torch.autograd.grad(values.sum(), list(phi.values()), create_graph=True, materialize_grads=True)
         phi = {name: p - rate[name] * gradient for (name, p), gradient in zip(phi.items(), g)}
-    query_loss = _per_task(loss, phi, batch.query_x, batch.query_y)
+        if weight is not None:
+            query_loss = _per_task(loss, phi, batch.query_x, batch.query_y)
+            objective = objective + weight * query_loss.mean()
+    if steps == 0:
+        query_loss = _per_task(loss, phi, batch.query_x, batch.query_y)
+        objective = query_loss.mean()
     leaves: list[Tensor] = []
     map_alpha(leaves.append, alpha)
     inputs = [*theta.values(), *leaves]
-    gradient = torch.autograd.grad(query_loss.mean(), inputs, materialize_grads=True)
+    gradient = torch.autograd.grad(objective, inputs, materialize_grads=True)
     of_alpha = iter(gradient[len(theta) :])
     return MetaGradient(
         dict(zip(theta, gradient)),
@@ -307,6 +329,33 @@ def _gradient(loss, params, x, y, create_graph=False):
             return values, leaf, {name: torch.zeros_like(p) for name, p in leaf.items()}
         g = torch.autograd.grad(values.sum(), list(leaf.values()), create_graph=create_graph, materialize_grads=True)
     return values.detach(), leaf, dict(zip(leaf, g))
+
+
+def _query(loss, path, batch, weights):
+    """L_q(φ) [T]; v = w_K∇L_q(φ); and for the steps before, j = 0 … K−1, w_j∇L_q(θ_j) or None (θ_0 has no weight)."""
+    query_loss, _, v = _gradient(loss, path[-1], batch.query_x, batch.query_y)
+    if weights is None or len(path) == 1:
+        return query_loss, v, None
+    weights = _checked(weights, len(path) - 1)
+    earlier = [None]
+    for weight, params in zip(weights[:-1], path[1:-1]):
+        skip = not isinstance(weight, Tensor) and weight == 0
+        earlier.append(None if skip else _times(weight, _gradient(loss, params, batch.query_x, batch.query_y)[2]))
+    return query_loss, _times(weights[-1], v), earlier
+
+
+def _checked(weights, steps):
+    if len(weights) != steps:
+        raise ValueError(f"step_weights has {len(weights)} entries for {steps} steps; give one for each of θ_1 … θ_K")
+    return weights
+
+
+def _times(weight, v):
+    return {name: weight * t for name, t in v.items()}
+
+
+def _plus(v, more):
+    return v if more is None else {name: v[name] + more[name] for name in v}
 
 
 def _update(p, g, rate):

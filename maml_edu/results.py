@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from . import distributed
 from .evaluation import StepScore
 
 # Sine, 5-shot MSE after 1, 5, 10 steps. Source: Finn, Abbeel & Levine (2017), Table 2.
@@ -38,9 +39,9 @@ PUBLISHED_OMNIGLOT = {
 def provenance(seed: int, seconds: float, device: str = "cpu", command: str | None = None) -> dict:
     """What ran where: hardware, device, versions, seed, command, seconds, date."""
     if command is None:
-        command = " ".join(
-            ["python -m maml_edu" if "maml_edu" in sys.argv[0] else f"python {sys.argv[0]}", *sys.argv[1:]]
-        )
+        start = f"torchrun --nproc-per-node {distributed.size()}" if distributed.size() > 1 else "python"
+        program = "-m maml_edu" if "maml_edu" in sys.argv[0] else sys.argv[0]
+        command = " ".join([start, program, *sys.argv[1:]])
     return {
         "hardware": _hardware(device),
         "device": str(device),
@@ -62,7 +63,10 @@ def _hardware(device):
             line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
         ]
         name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s) used"
+    used = f"{torch.get_num_threads()} thread(s) used"
+    if distributed.size() > 1:
+        used = f"{distributed.size()} processes, {used} in each"
+    return f"{name}, {os.cpu_count()} cores, {used}"
 
 
 def result(experiment: str, method: str, protocol: dict, scores: list[StepScore], provenance: dict, **more) -> dict:

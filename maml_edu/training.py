@@ -1,34 +1,30 @@
 """The outer loop: sample tasks, take the meta-gradient, step θ with Adam; with progress, checkpoints and resume."""
 
+import contextlib
 import math
-import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from . import distributed
 from .evaluation import Sampler
-from .meta_gradient import Alpha, Loss, MetaGradient, Params, joint, maml, map_alpha
+from .meta_gradient import Alpha, Loss, MetaGradient, joint, maml, map_alpha
 from .models import Model
+from .storage import Trained, load_checkpoint, read_state, same_model, save_checkpoint, write_state
 from .tasks import check_batch
+
+__all__ = ["Trained", "load_checkpoint", "save_checkpoint", "train"]
 
 # Whole lines only, on stdout: looks the same live and stored in a notebook.
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix}"
-
-
-class Trained(NamedTuple):
-    """theta, alpha: what was learned. history["query_loss"]: [iterations], the mean query loss of each meta-batch."""
-
-    theta: Params
-    alpha: Alpha
-    history: dict[str, Tensor]
 
 
 def train(
@@ -45,133 +41,275 @@ def train(
     schedule: str = "constant",
     learn_alpha: bool = False,
     alpha_lr: float = 1e-2,
+    multi_step: int = 0,
+    clip: float | None = None,
     generator: torch.Generator | None = None,
     progress: str | None = "training",
     watch: Callable[[int, Trained], None] | None = None,
     watch_every: int = 100,
+    validate: Callable[[Trained], float] | None = None,
+    validate_every: int = 1000,
     checkpoint: str | Path | None = None,
     save_every: float = 60.0,
     resume: bool = False,
+    about: dict | None = None,
 ) -> Trained:
     """Meta-train model.theta with Adam. Source: Finn et al. (2017), Algorithm 1, lines 2-9.
 
     sampler(tasks, generator=…) -> TaskBatch. method(loss, theta, batch, alpha, steps) -> MetaGradient.
     schedule: "constant", or "cosine" from lr down to 0. learn_alpha: α is trained too (own Adam, alpha_lr), one rate
     per parameter tensor and inner step unless alpha is already a dict or a list.
+    multi_step: for that many iterations the query loss counts after every inner step, with weights that start equal and
+    move linearly to the last step (Antoniou et al. 2019, §4; maml and fomaml only). clip: the largest norm the
+    meta-gradient of θ may have; a longer one is scaled down to it.
     generator: draws the tasks (seed 0 if None). watch(iteration, trained so far) is called before every
-    watch_every-th step. checkpoint: a file, written every save_every seconds and at the end; resume, with the same
-    settings, continues from it to the result of an uninterrupted run. Ctrl-C returns what has been learned so far.
-    A loss that is no longer finite ends the training with a warning; the last finite parameters are returned.
-    Raises ValueError for impossible settings or a checkpoint of another model.
+    watch_every-th step. validate(trained so far) -> score is called after every validate_every iterations and at the
+    end, and kept in history["validation"]; it must not draw from `generator`.
+    checkpoint: a file, written every save_every seconds and at the end; resume, with the same settings, continues from
+    it to the result of an uninterrupted run. about: what else a run to be resumed must share (kept in the checkpoint).
+    Ctrl-C ends the training after the iteration in progress and returns what has been learned so far; so does SIGTERM.
+    A loss that is no longer finite ends it with a warning; the last finite parameters are returned. A checkpoint that
+    cannot be written (a full disk) is a warning as well, and is tried again.
+    In a process group (`distributed.join`) every rank takes its share of each meta-batch; rank 0 prints and writes.
+    Raises ValueError for impossible settings or a checkpoint of another model or run.
     """
     if iterations < 1 or tasks < 1:
         raise ValueError(f"iterations={iterations}, tasks={tasks}: each must be at least 1")
     if schedule not in ("constant", "cosine"):
         raise ValueError(f"unknown schedule {schedule!r}; choose constant or cosine")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip={clip}; expected the largest norm of the meta-gradient, above 0, or None")
+    if multi_step and _name(method) not in ("maml", "fomaml"):
+        raise ValueError(f"{_name(method)} has no loss after every inner step; multi_step works with maml and fomaml")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     if learn_alpha and not isinstance(alpha, (dict, list, tuple)):
         alpha = [dict.fromkeys(model.theta, alpha) for _ in range(steps)]
-    theta = {name: p.detach().clone() for name, p in model.theta.items()}
-    if learn_alpha:
-        like = next(iter(theta.values()))
-        alpha = map_alpha(lambda rate: torch.as_tensor(rate, dtype=like.dtype, device=like.device).clone(), alpha)
-    rates = _flat(alpha) if learn_alpha else []
-    groups = [{"params": list(theta.values()), "lr": lr}]
-    if rates:
-        groups.append({"params": rates, "lr": alpha_lr})
-    adam = torch.optim.Adam(groups)
-    settings = {"method": getattr(method, "__name__", str(method)), "iterations": iterations, "tasks": tasks}
-    settings |= {"steps": steps, "lr": lr, "schedule": schedule, "learn_alpha": learn_alpha}
-    first_rates = [group["lr"] for group in adam.param_groups]
-    losses = torch.zeros(iterations, dtype=torch.float32, device=next(iter(theta.values())).device)
-    start = 0
+    run = _Run(model, alpha, lr, schedule, learn_alpha, alpha_lr, clip, iterations)
+    settings = {"method": _name(method), "iterations": iterations, "tasks": tasks, "steps": steps, "lr": lr}
+    settings |= {"schedule": schedule, "learn_alpha": learn_alpha, "alpha_lr": alpha_lr, "multi_step": multi_step}
+    settings |= {"clip": clip, **(about or {})}
     path = Path(checkpoint) if checkpoint is not None else None
     if resume:
         if path is None:
             raise ValueError("resume=True needs checkpoint=FILE to resume from")
-        if path.exists():
-            start = _restore(path, settings, theta, rates, adam, generator, losses)
-        else:
+        state = distributed.from_rank_0(read_state(path) if distributed.rank() == 0 and path.exists() else None)
+        if state is not None:
+            run.restore(path, state, settings, generator)
+        elif distributed.rank() == 0:
             print(f"no checkpoint at {path}: starting afresh")
 
-    def so_far(done):
-        return Trained(
-            {name: p.detach().clone() for name, p in theta.items()},
-            map_alpha(lambda rate: rate.detach().clone() if isinstance(rate, Tensor) else rate, alpha),
-            {"query_loss": losses[:done].cpu()},
-        )
+    writes = path is not None and distributed.rank() == 0
+    drawn = generator.get_state()  # after `run.done` iterations: an interrupted one is drawn again on resume
 
-    def save(done):
-        if path is not None:
-            _write(
-                path,
-                {
-                    "theta": {name: p.cpu() for name, p in theta.items()},
-                    "alpha": map_alpha(lambda rate: rate.cpu() if isinstance(rate, Tensor) else rate, alpha),
-                    "adam": adam.state_dict(),
-                    "generator": drawn,
-                    "query_loss": losses[:done].cpu(),
-                    "settings": settings,
-                },
-            )
+    def save():
+        if writes:
+            try:
+                write_state(path, run.state(drawn, settings))
+            except OSError as error:
+                warnings.warn(f"could not write {path} ({error}); the last whole checkpoint is kept", stacklevel=3)
 
-    done, good, saved, checked = start, so_far(start), time.monotonic(), start
-    drawn = generator.get_state()  # after `done` iterations: an interrupted one is drawn again on resume
+    first, good, saved, checked = run.done, run.so_far(), time.monotonic(), run.done
+    started = saved
     check_every = max(1, min(50, iterations // 20))
-    bar = tqdm(
-        total=iterations, initial=start, desc=progress, file=sys.stdout, bar_format=BAR, disable=progress is None
-    )
+    quiet = progress is None or distributed.rank() > 0
+    bar = tqdm(total=iterations, initial=first, desc=progress, file=sys.stdout, bar_format=BAR, disable=quiet)
+    stop = _Interrupt()
     try:
-        for i in range(start, iterations):
-            batch = sampler(tasks, generator=generator)
-            if i == start:
-                check_batch(batch)
-            if watch is not None and i % watch_every == 0:
-                watch(i, so_far(i))
-            result = method(loss, theta, batch) if method is joint else method(loss, theta, batch, alpha, steps)
-            losses[i] = result.query_loss.mean()
-            for name, p in theta.items():
-                p.grad = result.gradient[name]
-            if rates:
-                for rate, gradient in zip(rates, _alpha_gradient(result, method, alpha)):
-                    rate.grad = gradient.to(rate)
-            if schedule == "cosine":
-                for group, first in zip(adam.param_groups, first_rates):
-                    group["lr"] = first * 0.5 * (1 + math.cos(math.pi * i / iterations))
-            adam.step()
-            done, drawn = i + 1, generator.get_state()
-            if (
-                done % check_every == 0 or done == iterations
-            ):  # reading a loss waits for the device: not every iteration
-                bar.update(done - bar.n)
-                recent = losses[checked:done].mean().item()
+        with stop:
+            for i in range(first, iterations):
+                batch = sampler(tasks, generator=generator)
+                if i == first:
+                    check_batch(batch)
+                if watch is not None and i % watch_every == 0:
+                    watch(i, run.so_far())
+                own = distributed.share(batch)
+                result = _meta_gradient(method, loss, run, own, steps, _step_weights(multi_step, steps, i))
+                with stop.held():
+                    run.step(i, result, method, tasks)
+                    drawn = generator.get_state()
+                if run.done % check_every and run.done < iterations and not (stop.asked and distributed.size() == 1):
+                    continue  # reading a loss waits for the device: not every iteration
+                bar.update(run.done - bar.n)
+                recent = run.losses[checked : run.done].mean().item()
                 if not math.isfinite(recent):
+                    if not quiet:
+                        bar.close()
                     warnings.warn(
-                        f"training stopped at iteration {done}: the query loss is not finite (α or lr too large?). "
+                        f"training stopped at iteration {run.done}: the query loss is not finite (α or lr too large?). "
                         f"Returning the last finite parameters, of iteration {len(good.history['query_loss'])}",
                         stacklevel=2,
                     )
                     return good
-                bar.set_postfix_str(f"query loss {recent:.3f}")
-                checked, good = done, so_far(done)
+                if validate is not None and _due(checked, run.done, validate_every, iterations):
+                    run.validated.append((run.done, float(validate(run.so_far()))))
+                bar.set_postfix_str(_postfix(recent, run, tasks * (run.done - first) / (time.monotonic() - started)))
+                checked, good = run.done, run.so_far()
+                if distributed.any_rank(stop.asked, run.losses.device):
+                    raise KeyboardInterrupt
                 if time.monotonic() - saved > save_every:
-                    save(done)
+                    save()
                     saved = time.monotonic()
     except KeyboardInterrupt:
-        # The step in progress may be half applied only between two lines above; what is saved is whole iterations.
-        save(done)
-        kept = f"; resume from {path}" if path is not None else ""
-        print(f"\ninterrupted after {done} of {iterations} iterations: returning what was learned so far{kept}")
-        return so_far(done)
+        save()
+        if distributed.rank() == 0:
+            kept = f"; resume from {path}" if path is not None else ""
+            done = f"interrupted after {run.done} of {iterations} iterations"
+            print(f"\n{done}: returning what was learned so far{kept}")
+        return run.so_far()
     finally:
         bar.close()
-    save(done)
-    return so_far(done)
+    save()
+    return run.so_far()
 
 
-def _alpha_gradient(result, method, alpha):
+def _name(method):
+    return getattr(method, "__name__", str(method))
+
+
+def _meta_gradient(method, loss, run, batch, steps, weights):
+    if _name(method) == joint.__name__:
+        return method(loss, run.theta, batch)
+    more = {} if weights is None else {"step_weights": weights}
+    return method(loss, run.theta, batch, run.alpha, steps, **more)
+
+
+def _step_weights(multi_step, steps, i):
+    """w_1 … w_K at iteration i: 1/K each at first, then linearly to (0, …, 0, 1); None from then on."""
+    if i >= multi_step or steps < 2:
+        return None
+    earlier = (1 - i / multi_step) / steps
+    return [earlier] * (steps - 1) + [1 - (steps - 1) * earlier]
+
+
+def _due(before, now, every, iterations):
+    return now == iterations or now // every > before // every
+
+
+def _postfix(recent, run, rate):
+    text = f"query loss {recent:.3f}"
+    if run.validated:
+        text += f", validation {run.validated[-1][1]:.3f}"
+    if run.done < run.iterations:  # the last state stays on the page: nothing in it that differs from run to run
+        seconds = int((run.iterations - run.done) * run.tasks / rate)
+        text += f", {rate:.0f} tasks/s, {seconds // 60}:{seconds % 60:02d} left"
+    return text
+
+
+class _Run:
+    """What changes while training: θ, α, Adam, the losses so far."""
+
+    def __init__(self, model, alpha, lr, schedule, learn_alpha, alpha_lr, clip, iterations):
+        self.theta = {name: p.detach().clone() for name, p in model.theta.items()}
+        like = next(iter(self.theta.values()))
+        if learn_alpha:
+            alpha = map_alpha(lambda rate: torch.as_tensor(rate, dtype=like.dtype, device=like.device).clone(), alpha)
+        self.alpha = alpha
+        self.rates = _flat(alpha) if learn_alpha else []
+        groups = [{"params": list(self.theta.values()), "lr": lr}]
+        if self.rates:
+            groups.append({"params": self.rates, "lr": alpha_lr})
+        self.adam = torch.optim.Adam(groups)
+        self.first_rates = [group["lr"] for group in self.adam.param_groups]
+        self.schedule, self.clip, self.iterations = schedule, clip, iterations
+        self.losses = torch.zeros(iterations, dtype=torch.float32, device=like.device)
+        self.validated: list[tuple[int, float]] = []
+        self.done, self.tasks = 0, 0
+        self.before, self.started = 0.0, time.monotonic()  # seconds of the runs that this one resumes
+
+    def step(self, i, result, method, tasks):
+        """One step of Adam along the mean meta-gradient of all `tasks` (over all ranks)."""
+        self.tasks = tasks
+        of_rates = [g.to(rate) for rate, g in zip(self.rates, _alpha_gradient(result, method))] if self.rates else []
+        gradient, of_rates, self.losses[i] = distributed.mean(result, of_rates, tasks)
+        for name, p in self.theta.items():
+            p.grad = gradient[name]
+        for rate, g in zip(self.rates, of_rates):
+            rate.grad = g
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(list(self.theta.values()), self.clip)
+        if self.schedule == "cosine":
+            for group, first in zip(self.adam.param_groups, self.first_rates):
+                group["lr"] = first * 0.5 * (1 + math.cos(math.pi * i / self.iterations))
+        self.adam.step()
+        self.done = i + 1
+
+    def so_far(self) -> Trained:
+        seconds = self.before + time.monotonic() - self.started
+        history = {"query_loss": self.losses[: self.done].cpu(), "seconds": torch.tensor(seconds, dtype=torch.float64)}
+        if self.validated:
+            history["validation"] = torch.tensor(self.validated, dtype=torch.float64)
+        alpha = map_alpha(lambda rate: rate.detach().clone() if isinstance(rate, Tensor) else rate, self.alpha)
+        return Trained({name: p.detach().clone() for name, p in self.theta.items()}, alpha, history)
+
+    def state(self, drawn, settings) -> dict:
+        """All that a checkpoint holds."""
+        return {
+            "theta": {name: p.cpu() for name, p in self.theta.items()},
+            "alpha": map_alpha(lambda rate: rate.cpu() if isinstance(rate, Tensor) else rate, self.alpha),
+            "adam": self.adam.state_dict(),
+            "generator": drawn,
+            **self.so_far().history,
+            "settings": settings,
+        }
+
+    def restore(self, path, state, settings, generator):
+        if "adam" not in state:
+            raise ValueError(f"{path} holds final parameters only, not a run to resume; start without resume")
+        same_model(path, state["theta"], self.theta)
+        for name, value in settings.items():
+            if state["settings"].get(name) != value:
+                raise ValueError(
+                    f"{path} is of a run with {name}={state['settings'].get(name)}, and {name}={value} is asked for "
+                    "now; give the same settings to resume, or another checkpoint file to start afresh"
+                )
+        for name, p in self.theta.items():
+            p.copy_(state["theta"][name])
+        for rate, stored in zip(self.rates, _flat(state["alpha"])):
+            rate.copy_(stored)
+        self.adam.load_state_dict(state["adam"])
+        generator.set_state(state["generator"])
+        self.done = len(state["query_loss"])
+        self.losses[: self.done] = state["query_loss"].to(self.losses.device)
+        self.before = state["seconds"].item()
+        self.validated = [(int(i), score) for i, score in state.get("validation", torch.zeros(0, 2)).tolist()]
+
+
+class _Interrupt:
+    """Ctrl-C and SIGTERM wait until the iteration is whole; a second one does not wait, except for the step of Adam."""
+
+    def __init__(self):
+        self.asked, self.again, self.holding = False, False, False
+
+    def __enter__(self):
+        self.previous = {}
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self.previous = {which: signal.signal(which, self._ask) for which in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error):
+        for which, handler in self.previous.items():
+            signal.signal(which, handler)
+
+    def _ask(self, which, frame):
+        if self.asked and not self.holding:
+            raise KeyboardInterrupt
+        self.asked, self.again = True, self.asked
+
+    @contextlib.contextmanager
+    def held(self):
+        """Within, θ, Adam and the generator change together, and no interruption comes."""
+        self.holding = True
+        try:
+            yield
+        finally:
+            self.holding = False
+        if self.again:
+            raise KeyboardInterrupt
+
+
+def _alpha_gradient(result, method):
     if result.alpha_gradient is None:
-        raise ValueError(f"{method.__name__} gives no gradient for α; learn_alpha works with maml and fomaml")
+        raise ValueError(f"{_name(method)} gives no gradient for α; learn_alpha works with maml and fomaml")
     return _flat(result.alpha_gradient)
 
 
@@ -180,92 +318,3 @@ def _flat(alpha):
     if isinstance(alpha, (list, tuple)):
         return [rate for a in alpha for rate in _flat(a)]
     return list(alpha.values()) if isinstance(alpha, dict) else [alpha]
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
-def _write(path: Path, state: dict) -> None:
-    """Write beside the file, then replace it: a crash in the middle leaves the old checkpoint whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _restore(path, settings, theta, rates, adam, generator, losses) -> int:
-    state = _read(path)
-    if "adam" not in state:
-        raise ValueError(f"{path} holds final parameters only, not a run to resume; start without resume")
-    _same_model(path, state["theta"], theta)
-    for name, value in settings.items():
-        if state["settings"].get(name) != value:
-            raise ValueError(
-                f"{path} is of a run with {name}={state['settings'].get(name)}, and {name}={value} is asked for now; "
-                "give the same settings to resume, or another checkpoint file to start afresh"
-            )
-    for name, p in theta.items():
-        p.copy_(state["theta"][name])
-    for rate, stored in zip(rates, _flat(state["alpha"])):
-        rate.copy_(stored)
-    adam.load_state_dict(state["adam"])
-    generator.set_state(state["generator"])
-    done = len(state["query_loss"])
-    losses[:done] = state["query_loss"].to(losses.device)
-    return done
-
-
-def _read(path: Path) -> dict:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}); delete it or name another"
-        ) from error
-    if not isinstance(state, dict) or not {"theta", "alpha"} <= set(state):
-        raise ValueError(f"{path} is not a checkpoint of this package: it holds no theta and alpha; name another")
-    return state
-
-
-def _same_model(path, stored, theta):
-    if {n: p.shape for n, p in stored.items()} != {n: p.shape for n, p in theta.items()}:
-        odd = next(
-            n for n in {**stored, **theta} if n not in stored or n not in theta or stored[n].shape != theta[n].shape
-        )
-        found = list(stored[odd].shape) if odd in stored else "missing"
-        wanted = list(theta[odd].shape) if odd in theta else "not in the model"
-        raise ValueError(f"{path} is a checkpoint of another model: {odd} is {found} there and {wanted} here")
-
-
-def save_checkpoint(path: str | Path, trained: Trained, **settings) -> None:
-    """Store θ and α, with settings (numbers, strings, lists) that say what they belong to."""
-    _write(Path(path), {"theta": trained.theta, "alpha": trained.alpha, "settings": settings})
-
-
-def load_checkpoint(path: str | Path, model: Model | None = None) -> tuple[Trained, dict]:
-    """θ and α from a file, or from the package if `path` is the bare name of a shipped checkpoint; and its settings.
-
-    Loaded with weights_only=True: a checkpoint is data and cannot run code. With a model, shapes are compared and
-    ValueError says what differs. Raises FileNotFoundError with the names that are shipped.
-    """
-    path = Path(path)
-    if not path.exists():
-        shipped = resources.files("maml_edu") / "checkpoints"
-        names = sorted(p.name[: -len(".pt")] for p in shipped.iterdir() if p.name.endswith(".pt"))
-        if str(path) not in names:
-            raise FileNotFoundError(f"no checkpoint {str(path)!r}; shipped with the package: {', '.join(names)}")
-        path = Path(str(shipped / f"{path}.pt"))
-    state = _read(path)
-    if model is not None:
-        _same_model(path, state["theta"], model.theta)
-    history = {"query_loss": state["query_loss"]} if "query_loss" in state else {}
-    return Trained(state["theta"], state["alpha"], history), state.get("settings", {})
