@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import functools
 import os
 import sys
@@ -50,7 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return {"train": _train, "evaluate": _evaluate, "data": _data}[args.command](args)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"maml_edu: {error}", file=sys.stderr)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+        way_out = "; free some space and give the command again with --resume" if full else ""
+        print(f"maml_edu: {error}{way_out}", file=sys.stderr)
         return 2
     finally:
         distributed.leave()
@@ -100,6 +103,7 @@ def _parser():
         p.add_argument("--out", type=Path, required=True, help="folder for result.json and checkpoint.pt")
         if name == "train":
             p.add_argument("--resume", action="store_true")
+            p.add_argument("--compile", action="store_true", help="compile the meta-gradient (torch.compile)")
         else:
             p.add_argument("--checkpoint", required=True, help="a file, or the name of a shipped checkpoint")
     data = commands.add_parser("data", help="download Omniglot, or verify it where MAML_EDU_DATA points")
@@ -189,12 +193,17 @@ def _train(args):
         return last.median if last.mean is None else last.mean
 
     protocol = _protocol(s, about)
+    method = METHODS[s["method"]]
+    if s["compile"]:
+        from .compiled import compiled
+
+        method = compiled(method)
     with Lock(out / "lock") if writer else contextlib.nullcontext():
         trained = train(
             model,
             loss,
             training,
-            METHODS[s["method"]],
+            method,
             iterations=s["iterations"],
             tasks=s["tasks"],
             alpha=s["alpha"],

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 EPS = 1e-5  # as in torch.nn.BatchNorm2d
 
@@ -201,25 +200,39 @@ class _NormaliseBackward(Function):
     def setup_context(ctx, inputs, output):
         ctx.mark_non_differentiable(*output[2:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[1:], *output)
-        ctx.save_for_forward(*inputs[1:], *output)
+        ctx.save_for_backward(*inputs, *output)
+        ctx.save_for_forward(*inputs, *output)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, u, w, *_):
-        h, y, mean, s, gh, g_1, gm, g_x = ctx.saved_tensors
+        gy, h, y, mean, s, *of_gm = ctx.saved_tensors
         if u is None:
             return None if w is None else _mask(_channels(w).expand_as(y), y), None, None, None, None
-        from_u = _through(u, h, mean, s)
-        to_h = _curvature(u, gm, h, mean, s, from_u, (gh, g_x, g_1))
-        ggy = from_u[0] if w is None else from_u[0].add_(_channels(w))
-        return _mask(ggy, y), to_h, None, None, None
+        return *_NormaliseTwice.apply(u, w, gy, h, y, mean, s, *of_gm), None, None, None
 
     @staticmethod
     def jvp(ctx, tgy, th, *_):
-        h, y, mean, s, gh, g_1, gm, g_x = ctx.saved_tensors
+        _, h, y, mean, s, gh, g_1, gm, g_x = ctx.saved_tensors
         tgm = torch.zeros_like(y) if tgy is None else _mask(tgy, y)
         t, _, t_1 = _through(tgm, h, mean, s)
         if th is not None:  # s·P gm is a gradient, its derivative by h a Hessian: symmetric, so the same formula
             t = t + _curvature(th, gm, h, mean, s, _through(th, h, mean, s), (gh, g_x, g_1))
         return t, t_1, None, None
+
+
+class _NormaliseTwice(Function):
+    """What `_NormaliseBackward` passes on to gy and h, given the cotangents u of s·P gm and w of Σgm."""
+
+    @staticmethod
+    def forward(u, w, gy, h, y, mean, s, gh, g_1, gm, g_x):
+        from_u = _through(u, h, mean, s)
+        to_h = _curvature(u, gm, h, mean, s, from_u, (gh, g_x, g_1))
+        return _mask(from_u[0] if w is None else from_u[0] + _channels(w), y), to_h
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("batch_norm_relu has a first and a second derivative, and a third one was asked for")

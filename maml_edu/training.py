@@ -169,7 +169,7 @@ def _name(method):
 def _meta_gradient(method, loss, run, batch, steps, weights):
     if _name(method) == joint.__name__:
         return method(loss, run.theta, batch)
-    more = {} if weights is None else {"step_weights": weights}
+    more = {} if weights is None else {"step_weights": weights.to(batch.support_x)}
     return method(loss, run.theta, batch, run.alpha, steps, **more)
 
 
@@ -178,7 +178,7 @@ def _step_weights(multi_step, steps, i):
     if i >= multi_step or steps < 2:
         return None
     earlier = (1 - i / multi_step) / steps
-    return [earlier] * (steps - 1) + [1 - (steps - 1) * earlier]
+    return torch.tensor([earlier] * (steps - 1) + [1 - (steps - 1) * earlier])  # a tensor: compiled once
 
 
 def _due(before, now, every, iterations):

@@ -1,0 +1,209 @@
+"""Times and weighs the meta-gradient of this package against what else is installed. Run by hand; no part of the tests.
+
+    python tests/benchmarks/compare.py --problem sine --threads 1
+    python tests/benchmarks/compare.py --problem conv4 --threads 2
+    python tests/benchmarks/compare.py --growth
+
+Contestants take turns within one process, so that a busy machine slows all of them; the median counts. Before it is
+timed each must give the gradient of `autograd_maml`. Memory is the peak of a process of its own. What is not installed
+is left out and named. Results and figure go to tests/benchmarks/; README quotes them.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from contestants import CONTESTANTS, pictures, sine
+
+from maml_edu.results import provenance
+
+HERE = Path(__file__).parent
+PROBLEMS = {"sine": sine, "conv4": pictures}
+STEPS = (1, 5, 10, 50)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--problem", choices=tuple(PROBLEMS), default="sine")
+    parser.add_argument("--steps", type=int, nargs="*", default=STEPS)
+    parser.add_argument("--only", nargs="*", default=tuple(CONTESTANTS), help="contestants, by name")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=10.0, help="time for each contestant at each K")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--growth", action="store_true", help="how cost grows with tasks, parameters and inner steps")
+    parser.add_argument("--peak", nargs=3, metavar=("NAME", "K", "FIRST_ORDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    if args.peak:
+        name, steps, first_order = args.peak
+        print(_peak(PROBLEMS[args.problem](device=args.device), name, int(steps), first_order == "True"))
+    elif args.growth:
+        _store("growth", {"rows": growth(), "provenance": _where(args)})
+    else:
+        rows = [row for first_order in (False, True) for k in args.steps for row in compare(args, k, first_order)]
+        _store(args.problem, {"rows": rows, "provenance": _where(args)})
+        print(table(rows))
+
+
+def _where(args):
+    versions = {}
+    for name in ("higher", "torchopt", "jax"):
+        try:
+            versions[name] = __import__("importlib.metadata").metadata.version(name)
+        except ModuleNotFoundError:
+            versions[name] = None
+    where = provenance(0, time.process_time(), args.device)
+    where["versions"] |= versions
+    return where
+
+
+def _store(name, found):
+    (HERE / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {HERE / name}.json")
+
+
+# ---------------------------------------------------------------- time
+
+
+def compare(args, steps, first_order):
+    """A row per contestant: milliseconds (median), peak memory in MiB, the largest error of the gradient."""
+    problem = PROBLEMS[args.problem](device=args.device)
+    rows, running = [], {}
+    reference = None if first_order else CONTESTANTS["maml_edu, unrolled"](problem, steps, False)()
+    for name in args.only:
+        row = {"problem": args.problem, "K": steps, "first_order": first_order, "contestant": name}
+        rows.append(row)
+        try:
+            running[name] = CONTESTANTS[name](problem, steps, first_order)
+            g = running[name]()
+        except (ImportError, NotImplementedError) as why:
+            row["skipped"] = "not installed" if isinstance(why, ImportError) else str(why) or "not offered"
+            running.pop(name, None)
+            continue
+        reference = g if reference is None else reference  # first order has no second route of ours: the first counts
+        row["error"] = _difference(g, reference)
+        if row["error"] > 1e-2:
+            raise SystemExit(f"{name} computes another gradient, K = {steps}: off by {row['error']:.1e}")
+    times = {name: [] for name in running}
+    spent = dict.fromkeys(running, 0.0)
+    print(f"{args.problem}, K = {steps}, {'first order' if first_order else 'exact'}", file=sys.stderr)
+    while running and any(len(t) < 3 or spent[name] < args.seconds for name, t in times.items()):
+        for name, call in running.items():
+            if len(times[name]) >= 3 and spent[name] >= args.seconds:
+                continue
+            started = time.perf_counter()
+            call()
+            _wait(args.device)
+            times[name].append(time.perf_counter() - started)
+            spent[name] += times[name][-1]
+    for row in rows:
+        if row["contestant"] in times:
+            row["ms"] = float(np.median(times[row["contestant"]])) * 1e3
+            row["runs"] = len(times[row["contestant"]])
+            if not args.no_memory:
+                row["MiB"] = _peak_elsewhere(args, row["contestant"], steps, first_order)
+    return rows
+
+
+def _wait(device):
+    if str(device).startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _difference(a, b):
+    """‖a − b‖ / ‖b‖ over all parameters."""
+    a, b = (
+        {name: np.asarray(t.detach().cpu() if hasattr(t, "detach") else t) for name, t in g.items()} for g in (a, b)
+    )
+    square = sum(float(((a[name] - b[name]) ** 2).sum()) for name in b)
+    return (square / sum(float((b[name] ** 2).sum()) for name in b)) ** 0.5
+
+
+def table(rows):
+    """Ratios to this package's eager step, exact and first order."""
+    lines = []
+    for first_order in (False, True):
+        some = [row for row in rows if row["first_order"] == first_order]
+        steps = sorted({row["K"] for row in some})
+        base = {row["K"]: row["ms"] for row in some if row["contestant"] == "maml_edu"}
+        lines.append("first order" if first_order else "exact")
+        for name in dict.fromkeys(row["contestant"] for row in some):
+            cells = []
+            for k in steps:
+                row = next(r for r in some if r["K"] == k and r["contestant"] == name)
+                cells.append(f"{row['ms']:9.2f} ms {row['ms'] / base[k]:6.2f}×" if "ms" in row else f"{'–':>19}")
+                if "MiB" in row:
+                    cells[-1] += f" {row['MiB']:6.0f} MiB"
+            lines.append(f"  {name:20s}" + "".join(cells))
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- memory
+
+
+def _peak_elsewhere(args, name, steps, first_order):
+    command = [sys.executable, __file__, "--problem", args.problem, "--device", args.device]
+    command += ["--threads", str(args.threads), "--peak", name, str(steps), str(first_order)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def _peak(problem, name, steps, first_order):
+    """What the first call adds to the memory of a fresh process, MiB (Linux: resident memory; CUDA: allocated).
+
+    Compilation counts where there is any.
+    """
+    call = CONTESTANTS[name](problem, steps, first_order)
+    if problem.batch.support_x.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    CONTESTANTS["maml_edu"](sine(tasks=2), 1, False)()  # libraries that load on first use
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    call()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+# ---------------------------------------------------------------- growth
+
+
+def growth():
+    """Milliseconds of one exact meta-gradient while tasks, parameters or inner steps grow, eager; the sine network."""
+    rows = []
+    for what, values, make in (
+        ("tasks", (1, 4, 16, 64, 256, 1024), lambda v: (sine(tasks=v), 1)),
+        ("hidden units", (10, 20, 40, 80, 160, 320), lambda v: (sine(hidden=v), 1)),
+        ("inner steps", (1, 2, 5, 10, 20, 50), lambda v: (sine(), v)),
+    ):
+        for value in values:
+            problem, steps = make(value)
+            row = {"what": what, "value": value, "parameters": sum(p.numel() for p in problem.model.theta.values())}
+            for name in ("maml_edu", "loop over tasks"):
+                call, taken = CONTESTANTS[name](problem, steps, False), []
+                call()
+                for _ in range(11):
+                    started = time.perf_counter()
+                    call()
+                    taken.append(time.perf_counter() - started)
+                row[name] = float(np.median(taken)) * 1e3
+            rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
