@@ -62,7 +62,8 @@ def _descend(loss, theta, x, y, rates, keep=None):
     for j, rate in enumerate(rates):
         last = keep == "last graph" and j == len(rates) - 1
         _, leaf, g = _gradient(loss, path[-1], x, y, create_graph=last)
-        path.append({name: _update(p, g[name].detach(), rate[name]) for name, p in path[-1].items()})
+        with torch.no_grad():
+            path.append({name: _update(p, g[name], rate[name]) for name, p in path[-1].items()})
         if keep == "gradients":
             gradients.append(g)
         if last:
@@ -102,15 +103,19 @@ def pull_back(
     _route(hvp)
     alpha_products = [None] * len(rates)
     for j in reversed(range(len(rates))):
-        u = {name: v[name] * rates[j][name] for name in v}
+        rate = rates[j]
+        one = next(iter(rate.values()))
+        same = isinstance(one, float) and all(r is one for r in rate.values())  # H(αv) = αHv for a number α
+        u = v if same else {name: v[name] * rate[name] for name in v}
         if last_graph is not None:
             (leaf, g), last_graph = last_graph, None  # used once, then freed
             hv = _grad_of_gradient(leaf, g, u)
         else:
             g, hv = _route(hvp)(loss, path[j], x, y, u)
-        alpha_products[j] = {name: _minus_product(g[name].detach(), v[name], rates[j][name]) for name in v}
+        with torch.no_grad():
+            alpha_products[j] = {name: _product(g[name], v[name], rate[name]) for name in v}
         leaf = g = None
-        v = {name: v[name] - hv[name] for name in v}
+        v = {name: torch.sub(v[name], hv[name], alpha=one if same else 1) for name in v}
         v = _plus(v, query_gradients[j] if query_gradients is not None else None)
     return v, _like(alpha, alpha_products, x.shape[0])
 
@@ -231,7 +236,7 @@ def fomaml(
     query_loss, v, earlier = _query(loss, path, batch, step_weights)
     products = []
     for g, rate, query_gradient in zip(reversed(gradients), reversed(rates), reversed(earlier or [None] * steps)):
-        products.insert(0, {name: _minus_product(g[name], v[name], rate[name]) for name in v})
+        products.insert(0, {name: _product(g[name], v[name], rate[name]) for name in v})
         v = _plus(v, query_gradient)
     return MetaGradient(_mean_over_tasks(v), query_loss, path[-1], _like(alpha, products, batch.support_x.shape[0]))
 
@@ -327,7 +332,8 @@ def _gradient(loss, params, x, y, create_graph=False):
         values = _per_task(loss, leaf, x, y)
         if not values.requires_grad:  # the loss uses no parameter at all
             return values, leaf, {name: torch.zeros_like(p) for name, p in leaf.items()}
-        g = torch.autograd.grad(values.sum(), list(leaf.values()), create_graph=create_graph, materialize_grads=True)
+        ones = torch.ones_like(values)  # the gradient of the sum over tasks
+        g = torch.autograd.grad(values, list(leaf.values()), ones, create_graph=create_graph, materialize_grads=True)
     return values.detach(), leaf, dict(zip(leaf, g))
 
 
@@ -418,23 +424,23 @@ def _rate(alpha, theta, task_axis, detach):
     return rates
 
 
-def _minus_product(g, v, rate):
-    """−(g∘v), summed over tasks and down to the shape of the rate: one step's share of T times ∂/∂α."""
+def _product(g, v, rate):
+    """g∘v, summed over tasks and down to the shape of the rate: one step's share of −T times ∂/∂α."""
     if isinstance(rate, Tensor) and rate.dim() > 0:
-        return -(g * v).sum(0).sum_to_size(rate.shape)
-    return -torch.dot(g.flatten(), v.flatten())
+        return (g * v).sum(0).sum_to_size(rate.shape)
+    return torch.dot(g.flatten(), v.flatten())
 
 
 def _like(alpha, products, tasks):
-    """Σ over what shares a rate (steps, parameters), in the form of alpha, mean over tasks."""
+    """−Σ over what shares a rate (steps, parameters), in the form of alpha, mean over tasks."""
     if isinstance(alpha, (list, tuple)):
         unused = [map_alpha(lambda rate: torch.zeros_like(torch.as_tensor(rate)), a) for a in alpha[len(products) :]]
         return [_like(a, [product], tasks) for a, product in zip(alpha, products)] + unused
     if not products:  # no steps: α has no influence
         return map_alpha(lambda rate: torch.zeros_like(torch.as_tensor(rate)), alpha)
     if isinstance(alpha, dict):
-        return {name: sum(product[name] for product in products) / tasks for name in alpha}
-    return sum(sum(product.values()) for product in products) / tasks
+        return {name: sum(product[name] for product in products) / -tasks for name in alpha}
+    return torch.stack([share for product in products for share in product.values()]).sum() / -tasks
 
 
 def map_alpha(function, alpha):
