@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import functools
 import os
@@ -174,8 +175,23 @@ def _problem(s, device):
     return model, cross_entropy(model.apply), [e.sample for e in episodes], "accuracy", protocol
 
 
+def _keep_freed_memory():
+    """On Linux, have malloc keep what is freed: the next iteration wants the same blocks again.
+
+    Given back and asked for anew, their pages cost a fifth of the time of a large step (32 tasks, 64 filters).
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # not glibc
+        return
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_threshold, 2**25)
+
+
 def _train(args):
     s = _settings(args)
+    _keep_freed_memory()
     device = distributed.join(_device(s["device"]))
     model, loss, (training, validation, test), metric, about = _problem(s, device)
     out = s["out"]

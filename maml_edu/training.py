@@ -108,8 +108,8 @@ def train(
             except OSError as error:
                 warnings.warn(f"could not write {path} ({error}); the last whole checkpoint is kept", stacklevel=3)
 
-    first, good, saved, checked = run.done, run.so_far(), time.monotonic(), run.done
-    started = saved
+    first, good, checked = run.done, run.so_far(), run.done
+    saved = since = time.monotonic()
     check_every = max(1, min(50, iterations // 20))
     quiet = progress is None or distributed.rank() > 0
     bar = tqdm(total=iterations, initial=first, desc=progress, file=sys.stdout, bar_format=BAR, disable=quiet)
@@ -142,9 +142,10 @@ def train(
                     return good
                 if validate is not None and _due(checked, run.done, validate_every, iterations):
                     run.validated.append((run.done, float(validate(run.so_far()))))
-                bar.set_postfix_str(_postfix(recent, run, tasks * (run.done - first) / (time.monotonic() - started)))
-                checked, good = run.done, run.so_far()
-                if distributed.any_rank(stop.asked, run.losses.device):
+                now = time.monotonic()
+                bar.set_postfix_str(_postfix(recent, run, tasks * (run.done - checked) / (now - since)))
+                checked, good, since = run.done, run.so_far(), now
+                if distributed.any_rank(stop.asked is not None, run.losses.device):
                     raise KeyboardInterrupt
                 if time.monotonic() - saved > save_every:
                     save()
@@ -275,10 +276,13 @@ class _Run:
 
 
 class _Interrupt:
-    """Ctrl-C and SIGTERM wait until the iteration is whole; a second one does not wait, except for the step of Adam."""
+    """Ctrl-C and SIGTERM wait until the iteration is whole; a second Ctrl-C waits for nothing but the step of Adam.
+
+    (One Ctrl-C reaches a rank twice: from the terminal, and as SIGTERM from torchrun.)
+    """
 
     def __init__(self):
-        self.asked, self.again, self.holding = False, False, False
+        self.asked, self.again, self.holding = None, False, False
 
     def __enter__(self):
         self.previous = {}
@@ -291,9 +295,10 @@ class _Interrupt:
             signal.signal(which, handler)
 
     def _ask(self, which, frame):
-        if self.asked and not self.holding:
+        self.again = self.again or which == self.asked
+        self.asked = which
+        if self.again and not self.holding:
             raise KeyboardInterrupt
-        self.asked, self.again = True, self.asked
 
     @contextlib.contextmanager
     def held(self):
