@@ -100,6 +100,12 @@ def _parser():
         p.add_argument("--test-tasks", type=int, default=600)
         p.add_argument("--seed", type=int, default=0)
         p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+        p.add_argument(
+            "--precision",
+            choices=("float32", "float64", "tf32"),
+            default="float32",
+            help="tf32: float32 numbers multiplied with 10 bits of mantissa, on CUDA devices that have it",
+        )
         p.add_argument("--threads", type=int, default=1, help="CPU threads; small networks are fastest with 1")
         p.add_argument("--out", type=Path, required=True, help="folder for result.json and checkpoint.pt")
         if name == "train":
@@ -143,13 +149,26 @@ def _device(name):
     return torch.device(name)
 
 
+def _precision(name, device):
+    """The dtype of parameters and data; TF32 is a mode of the device."""
+    if name == "tf32":
+        if device.type != "cuda":
+            raise ValueError(f"--precision tf32 needs a CUDA device, and this run is on {device}; leave it out")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    else:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return torch.float64 if name == "float64" else torch.float32
+
+
 def _problem(s, device):
     """Model, loss, samplers for training, validation and test, the metric, and what the protocol says of them."""
     generator = torch.Generator().manual_seed(s["seed"])
+    dtype = _precision(s["precision"], device)
     if s["dataset"] == "sine":
         tasks, reveal = SineTasks(), s["method"] == "oracle"
-        model = mlp((3 if reveal else 1, 40, 40, 1), generator=generator, device=device, init=s["init"])
-        sample = functools.partial(tasks.sample, device=device, reveal=reveal)
+        sizes = (3 if reveal else 1, 40, 40, 1)
+        model = mlp(sizes, generator=generator, dtype=dtype, device=device, init=s["init"])
+        sample = functools.partial(tasks.sample, dtype=dtype, device=device, reveal=reveal)
         samplers = (
             lambda n, generator: sample(n, s["shots"], s["queries"], generator=generator),
             *[lambda n, generator: sample(n, s["test_shots"], s["test_queries"], generator=generator)] * 2,
@@ -162,7 +181,7 @@ def _problem(s, device):
     parts = split(source, s["split"])
     sizes = [(s["shots"], s["queries"]), *[(s["test_shots"], s["test_queries"])] * 2]
     episodes = [Episodes(part, s["ways"], *size, device=device) for part, size in zip(parts, sizes)]
-    model = conv4(s["ways"], s["filters"], generator=generator, device=device)
+    model = conv4(s["ways"], s["filters"], generator=generator, dtype=dtype, device=device)
     protocol = {
         "split": s["split"],
         "ways": s["ways"],
@@ -172,7 +191,15 @@ def _problem(s, device):
         "statistics": "transductive",
         "filters": s["filters"],
     }
-    return model, cross_entropy(model.apply), [e.sample for e in episodes], "accuracy", protocol
+
+    def sampler(e):
+        def sample(tasks, generator):
+            batch = e.sample(tasks, generator)
+            return batch._replace(support_x=batch.support_x.to(dtype), query_x=batch.query_x.to(dtype))
+
+        return sample
+
+    return model, cross_entropy(model.apply), [sampler(e) for e in episodes], "accuracy", protocol
 
 
 def _keep_freed_memory():
@@ -278,6 +305,7 @@ def _protocol(s, about):
         "meta_batch": s["tasks"],
         "iterations": s["iterations"],
         "outer": f"Adam, lr {s['lr']:g}, {s['schedule']}",
+        **({"precision": s["precision"]} if s["precision"] != "float32" else {}),
         **({"multi_step": s["multi_step"]} if s["multi_step"] else {}),
         **({"clip": s["clip"]} if s.get("clip") else {}),
         "alpha_learned": s["learn_alpha"],

@@ -10,6 +10,7 @@ import torch
 
 import maml_edu.__main__ as command_line
 from maml_edu.__main__ import main
+from maml_edu.training import load_checkpoint
 
 SINE = ["--dataset", "sine", "--preset", "smoke", "--test-tasks", "20", "--test-steps", "2"]
 GLYPHS = ["--dataset", "glyphs", "--preset", "smoke", "--test-tasks", "6", "--filters", "4", "--tasks", "2"]
@@ -68,6 +69,32 @@ def test_flags_override_the_preset(tmp_path):
     assert (protocol["iterations"], protocol["alpha"], protocol["shots"], protocol["test_shots"]) == (3, 0.02, 4, 7)
     assert (protocol["inner_steps_train"], protocol["inner_steps"]) == (2, 1)
     assert protocol["outer"] == "Adam, lr 0.01, cosine"
+
+
+def test_precision_reaches_parameters_and_pictures(tmp_path):
+    for dataset in (SINE, [*GLYPHS, "--ways", "3"]):
+        out = tmp_path / dataset[1]
+        assert train(out, "--precision", "float64", dataset=dataset) == 0
+        theta = load_checkpoint(out / "final.pt")[0].theta
+        assert {p.dtype for p in theta.values()} == {torch.float64}
+        assert read(out)["protocol"]["precision"] == "float64"
+
+
+def test_training_and_test_may_ask_for_different_numbers_of_queries(tmp_path):
+    flags = ["--ways", "3", "--queries", "4", "--multi-step", "10", "--steps", "2", "--clip", "1.0"]
+    assert train(tmp_path, *flags, dataset=GLYPHS) == 0
+    protocol = read(tmp_path)["protocol"]
+    assert (protocol["queries"], protocol["test_queries"]) == (4, 1)
+    assert (protocol["multi_step"], protocol["clip"]) == (10, 1.0)
+    assert read(tmp_path)["curve"]["validation"][-1][0] == 20
+
+
+def test_compiled_or_not_the_run_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs, options=None: graph)
+    for folder, flags in (("a", []), ("b", ["--compile"])):
+        assert train(tmp_path / folder, "--learn-alpha", "--steps", "2", *flags) == 0
+    a, b = (read(tmp_path / folder) for folder in "ab")
+    assert a["curve"]["query_loss"] == pytest.approx(b["curve"]["query_loss"], abs=2e-4)
 
 
 def test_evaluating_the_checkpoint_gives_the_same_scores(tmp_path):
@@ -178,6 +205,9 @@ def test_the_lock_is_held_during_the_run_and_released_after_an_error(tmp_path, m
         (SINE, ["--device", "toaster"], "device 'toaster' is not available here"),
         (SINE, ["--iterations", "0"], "iterations=0"),
         (SINE, ["--shots", "0"], "at least 1"),
+        (SINE, ["--precision", "tf32", "--device", "cpu"], "--precision tf32 needs a CUDA device"),
+        (SINE, ["--method", "joint", "--multi-step", "5"], "joint has no loss after every inner step"),
+        (SINE, ["--clip", "-1"], "clip=-1.0"),
         (SINE, ["--steps", "-1"], "steps=-1"),
         (SINE, ["--method", "reptile", "--learn-alpha"], "one α"),
     ],

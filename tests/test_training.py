@@ -128,6 +128,73 @@ def test_learned_step_sizes_keep_the_form_given():
     assert all((learned[n] != 0.05).any() for n in names)
 
 
+@pytest.mark.parametrize("method", [maml, fomaml])
+def test_multi_step_weights_move_linearly_to_the_last_step(method):
+    seen = []
+
+    def watched(loss, theta, batch, alpha, steps, step_weights=None):
+        seen.append(None if step_weights is None else step_weights.tolist())
+        return method(loss, theta, batch, alpha, steps, step_weights=step_weights)
+
+    watched.__name__ = method.__name__
+    trained = run(method=watched, steps=4, alpha=0.05, multi_step=10, iterations=12)
+    assert seen[0] == pytest.approx([0.25] * 4) and seen[5] == pytest.approx([0.125] * 3 + [0.625])
+    assert seen[10:] == [None, None] and all(sum(w) == pytest.approx(1) for w in seen[:10])
+    assert relative(trained.theta, run(method=method, steps=4, alpha=0.05, iterations=12).theta) > 1e-4
+
+
+def test_clipping_bounds_the_norm_of_the_meta_gradient():
+    """Plain gradients of norm 5 per entry are scaled to a total norm; a small bound shows in Adam's second moment."""
+    model, loss = small()
+    entries = sum(p.numel() for p in model.theta.values())
+
+    def slope(loss, theta, batch, alpha, steps):
+        return MetaGradient({n: torch.full_like(p, 5.0) for n, p in theta.items()}, torch.zeros(1), {}, None)
+
+    norms = []
+    step = torch.optim.Adam.step
+
+    def watched(adam):
+        norms.append(math.sqrt(sum(p.grad.square().sum().item() for g in adam.param_groups for p in g["params"])))
+        return step(adam)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.optim.Adam, "step", watched)
+        for clip in (2.0, 1e6, None):
+            train(model, loss, sines, slope, iterations=1, tasks=2, clip=clip, progress=None)
+    whole = 5 * math.sqrt(entries)
+    assert norms == pytest.approx([2.0, whole, whole], rel=1e-4)
+
+
+def test_validation_is_kept_and_changes_nothing(tmp_path, capsys):
+    seen = []
+
+    def validate(so_far):
+        seen.append(len(so_far.history["query_loss"]))
+        return 0.5 + len(seen)
+
+    options = dict(validate=validate, validate_every=12, checkpoint=tmp_path / "run.pt")
+    trained = run(progress="sines", **options)
+    assert seen == [12, 24, 30] and trained.history["validation"].tolist() == [[12, 1.5], [24, 2.5], [30, 3.5]]
+    assert "validation 3.500" in capsys.readouterr().out
+    assert_same(trained, run())
+    again = run(resume=True, **options)
+    assert torch.equal(again.history["validation"], trained.history["validation"])
+
+
+def test_a_resumed_run_knows_how_long_it_took(tmp_path):
+    path = tmp_path / "run.pt"
+    first = run(At(12, KeyboardInterrupt, sines), checkpoint=path).history["seconds"]
+    again = run(checkpoint=path, resume=True).history["seconds"]
+    assert 0 < first < again
+
+
+def test_what_else_a_resumed_run_must_share(tmp_path):
+    run(checkpoint=tmp_path / "run.pt", about={"seed": 1})
+    with pytest.raises(ValueError, match="is of a run with seed=1, and seed=2 is asked for now"):
+        run(checkpoint=tmp_path / "run.pt", about={"seed": 2}, resume=True)
+
+
 def test_watch_sees_the_run_from_before_the_first_step():
     seen = []
     trained = run(iterations=25, watch=lambda i, so_far: seen.append((i, so_far)), watch_every=10)
@@ -377,6 +444,8 @@ def test_an_unknown_name_is_answered_with_the_names_that_are_shipped():
         (dict(tasks=0), "tasks=0: each must be at least 1"),
         (dict(schedule="linear"), "unknown schedule 'linear'; choose constant or cosine"),
         (dict(resume=True), "resume=True needs checkpoint=FILE"),
+        (dict(clip=0.0), "clip=0.0; expected the largest norm"),
+        (dict(method=reptile, multi_step=5, steps=2), "reptile has no loss after every inner step"),
         (dict(method=joint, learn_alpha=True), "joint gives no gradient for α; learn_alpha works with maml and fomaml"),
         (dict(alpha=[0.1], steps=2), "list of 1 rates for 2 steps"),
     ],

@@ -5,8 +5,8 @@
     python tests/benchmarks/compare.py --growth
 
 Contestants take turns of 0.2 s within one process, so that a busy machine slows all of them; the median call counts.
-Before it is timed each must give the gradient of `autograd_maml`. Memory is the peak of a process of its own. What is not installed
-is left out and named. Results and figure go to tests/benchmarks/; README quotes them.
+Before it is timed each must give the gradient of `autograd_maml`. Memory is the peak of a process of its own. What is
+not installed is left out and named. Results and figure go to tests/benchmarks/; README quotes them.
 """
 
 import argparse
