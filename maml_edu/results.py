@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 from datetime import date
 from pathlib import Path
@@ -101,3 +102,35 @@ def write_result(path: str | Path, result: dict) -> None:
 def read_results(folder: str | Path = "results") -> dict[str, dict]:
     """All stored results of a folder, by file name without .json."""
     return {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(Path(folder).glob("*.json"))}
+
+
+def headline(result: dict) -> dict:
+    """The score after the number of inner steps that the protocol fixed in advance."""
+    return next(s for s in result["per_step"] if s["step"] == result["protocol"]["inner_steps"])
+
+
+def omniglot_runs(results: dict[str, dict]) -> dict[tuple, dict[str, dict]]:
+    """The runs on Omniglot, by (method, α learned or not, ways, test shots), each group one run per seed.
+
+    Files of a study (omniglot_20way_1shot_maml_alpha0.4.json: a note after the method that is no seed) are left out.
+    """
+    groups: dict[tuple, dict[str, dict]] = {}
+    for name, r in results.items():
+        if re.fullmatch(r"omniglot_\d+way_\d+shot_[a-z]+(_seed\d+)?", name):
+            p = r["protocol"]
+            key = (r["method"], bool(p.get("alpha_learned")), p["ways"], p["test_shots"])
+            groups.setdefault(key, {})[name] = r
+    return groups
+
+
+def over_seeds(runs: list[dict]) -> tuple[float, float] | None:
+    """Mean accuracy over runs, and the half-width of its 95 % interval over all their test tasks together.
+
+    The interval says how well the test tasks know these networks, not how other seeds would do. None if a task of any
+    run diverged.
+    """
+    scores = [headline(r) for r in runs]
+    if any(score["mean"] is None for score in scores):
+        return None
+    mean = sum(score["mean"] for score in scores) / len(scores)
+    return mean, math.sqrt(sum(score["half_width"] ** 2 for score in scores)) / len(scores)

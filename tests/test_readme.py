@@ -18,7 +18,7 @@ START, END = "<!-- results -->\n", "<!-- /results -->"
 
 def results_table():
     """The results as markdown, from the stored JSON and the published tables alone."""
-    from maml_edu.results import PUBLISHED_OMNIGLOT, PUBLISHED_SINE, read_results
+    from maml_edu.results import PUBLISHED_OMNIGLOT, PUBLISHED_SINE, omniglot_runs, over_seeds, read_results
 
     found = read_results(ROOT / "notebooks" / "results")
     lines = ["| sine regression, 5-shot MSE | 1 step | 5 steps | 10 steps |", "|---|---|---|---|"]
@@ -38,18 +38,18 @@ def results_table():
     for ways, shots, column in ((5, 1, 0), (5, 5, 1), (20, 1, 2), (20, 5, 3)):
         value, half = PUBLISHED_OMNIGLOT["MAML"][column]
         lines.append(f"| published: MAML | {ways}-way {shots}-shot, 64 filters, 60,000 iterations | {value} ± {half} |")
-    for name, one in found.items():
-        if not name.startswith("omniglot"):
-            continue
-        p = one["protocol"]
-        last = next(s for s in one["per_step"] if s["step"] == p["inner_steps"])
+    for (method, learned, ways, shots), runs in omniglot_runs(found).items():
+        one = next(iter(runs.values()))
+        p, where = one["protocol"], one["provenance"]
+        minutes = sorted(round(r["provenance"]["seconds"] / 60) for r in runs.values())
+        took = f"{minutes[0]}–{minutes[-1]} min each" if minutes[0] < minutes[-1] else f"{minutes[0]} min"
         protocol = (
-            f"{p['ways']}-way {p['shots']}-shot, {p['filters']} filters, {p['iterations']:,} iterations, "
-            f"{'learned α, ' if p['alpha_learned'] else ''}{p['split']} split, {p['tasks']} test tasks, "
-            f"{one['provenance']['seconds'] / 60:.0f} min on {one['provenance']['hardware']}"
+            f"{ways}-way {shots}-shot, {p['filters']} filters, {p['iterations']:,} iterations, "
+            f"{'learned α, ' if learned else ''}{p['split']} split, {p['tasks']} test tasks, "
+            f"{f'mean of {len(runs)} seeds, ' if len(runs) > 1 else ''}{took} on {where['hardware']}"
         )
-        accuracy = f"{100 * last['mean']:.1f} ± {100 * last['half_width']:.1f}"
-        lines.append(f"| ours: {one['method'].upper()} | {protocol} | {accuracy} |")
+        mean, half = over_seeds(list(runs.values()))
+        lines.append(f"| ours: {method.upper()} | {protocol} | {100 * mean:.1f} ± {100 * half:.1f} |")
     return "\n".join(lines) + "\n"
 
 

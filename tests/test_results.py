@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from maml_edu.evaluation import StepScore
-from maml_edu.results import provenance, read_results, result, write_result
+from maml_edu.results import headline, omniglot_runs, over_seeds, provenance, read_results, result, write_result
 
 STORED = sorted((Path(__file__).parents[1] / "notebooks" / "results").glob("*.json"))
 SCORES = [
@@ -92,3 +92,38 @@ def test_a_result_is_replaced_whole_or_not_at_all(broken, tmp_path, monkeypatch)
             write_result(path, {**example(), "method": torch.zeros(1)})
     assert path.read_bytes() == before
     assert list(read_results(tmp_path)) == ["one"]
+
+
+# --------------------------------------------------------------------------------------------------
+# Several seeds
+
+
+def of_a_seed(mean, half_width=0.004, method="maml", ways=5, learned=True):
+    steps = [{"step": 0, "mean": 0.2, "half_width": 0.01}, {"step": 1, "mean": mean, "half_width": half_width}]
+    protocol = {"ways": ways, "test_shots": 1, "alpha_learned": learned, "inner_steps": 1}
+    return {"method": method, "protocol": protocol, "per_step": steps}
+
+
+def test_runs_are_grouped_by_what_makes_them_comparable():
+    results = {
+        "omniglot_5way_1shot_maml_seed0": of_a_seed(0.98),
+        "omniglot_5way_1shot_maml_seed1": of_a_seed(0.99),
+        "omniglot_5way_1shot_fomaml": of_a_seed(0.97, method="fomaml"),
+        "omniglot_20way_1shot_maml_seed0": of_a_seed(0.9, ways=20),
+        "omniglot_20way_1shot_maml_alpha0.4": of_a_seed(0.8, ways=20),  # of a study: no headline
+        "sine_5shot_maml": {},
+    }
+    groups = omniglot_runs(results)
+    assert {key: len(runs) for key, runs in groups.items()} == {
+        ("maml", True, 5, 1): 2,
+        ("fomaml", True, 5, 1): 1,
+        ("maml", True, 20, 1): 1,
+    }
+
+
+def test_the_mean_over_seeds_and_its_interval():
+    """With equal numbers of tasks, the interval is that of all tasks in one sample, but for the spread of the means."""
+    assert headline(of_a_seed(0.98))["mean"] == 0.98
+    mean, half_width = over_seeds([of_a_seed(0.98), of_a_seed(0.99), of_a_seed(0.985)])
+    assert mean == pytest.approx(0.985) and half_width == pytest.approx(0.004 / math.sqrt(3))
+    assert over_seeds([of_a_seed(0.98), of_a_seed(None, None)]) is None

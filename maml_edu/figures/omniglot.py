@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..evaluation import StepScore
 from ..omniglot import Characters
-from ..results import PUBLISHED_OMNIGLOT
+from ..results import PUBLISHED_OMNIGLOT, headline, over_seeds
+from ..results import omniglot_runs as _runs
 from ..tasks import TaskBatch
 from .style import COLOURS, STYLES, line
 
@@ -281,26 +282,24 @@ def omniglot_table(results: Mapping[str, dict]) -> str:
     rows += [
         (name,) + tuple(_percent(cell, _digits(cells)) for cell in cells) for name, cells in PUBLISHED_OMNIGLOT.items()
     ]
-    ours: dict[str, dict[tuple[int, int], tuple]] = {}
-    for r in _omniglot(results).values():
-        p, score = r["protocol"], _headline(r)
-        cell = (100 * score["mean"], 100 * score["half_width"]) if score["mean"] is not None else None
-        ours.setdefault(_label(r), {})[p["ways"], p["test_shots"]] = cell
+    ours: dict[str, dict[tuple[int, int], str]] = {}
+    for (method, learned, ways, shots), runs in _runs(results).items():
+        found = over_seeds(list(runs.values()))
+        text = "diverged" if found is None else _percent(tuple(100 * x for x in found), bold=True)
+        several = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
+        ours.setdefault(_label(method, learned), {})[ways, shots] = text + several
     if not ours:
         ours["MAML"] = {}
-    rows += [
-        (f"**here: {name}**",) + tuple(_percent(cells.get(s), bold=True) for s in SETTINGS)
-        for name, cells in ours.items()
-    ]
+    rows += [(f"**here: {name}**",) + tuple(cells.get(s, "–") for s in SETTINGS) for name, cells in ours.items()]
     return _markdown(rows)
 
 
 def omniglot_runs(results: Mapping[str, dict]) -> str:
     """Protocol and provenance of every stored Omniglot result."""
     rows = [("result", "accuracy, %", "split, network", "training", "inner steps, α", "where, how long")]
-    for name, r in _omniglot(results).items():
+    for name, r in (one for group in _runs(results).values() for one in group.items()):
         p, where = r["protocol"], r["provenance"]
-        score = _headline(r)
+        score = headline(r)
         diverged = score["mean"] is None
         accuracy = "diverged" if diverged else _percent((100 * score["mean"], 100 * score["half_width"]))
         rate = "learned per tensor and step" if p.get("alpha_learned") else f"α = {p['alpha']}"
@@ -317,17 +316,9 @@ def omniglot_runs(results: Mapping[str, dict]) -> str:
     return _markdown(rows)
 
 
-def _omniglot(results):
-    return {name: r for name, r in results.items() if r["experiment"].startswith("omniglot")}
-
-
-def _headline(r):
-    return next(s for s in r["per_step"] if s["step"] == r["protocol"]["inner_steps"])
-
-
-def _label(r):
-    name = {"maml": "MAML", "fomaml": "FOMAML", "reptile": "Reptile"}.get(r["method"], r["method"])
-    return name + (", learned α" if r["protocol"].get("alpha_learned") else "")
+def _label(method, learned):
+    name = {"maml": "MAML", "fomaml": "FOMAML", "reptile": "Reptile"}.get(method, method)
+    return name + (", learned α" if learned else "")
 
 
 def _digits(cells):

@@ -40,6 +40,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--growth", action="store_true", help="how cost grows with tasks, parameters and inner steps")
+    parser.add_argument("--draw", action="store_true", help="only draw the figure from what is stored")
     parser.add_argument("--peak", nargs=3, metavar=("NAME", "K", "FIRST_ORDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -49,6 +50,8 @@ def main():
     if args.peak:
         name, steps, first_order = args.peak
         print(_peak(PROBLEMS[args.problem](device=args.device), name, int(steps), first_order == "True"))
+    elif args.draw:
+        draw()
     elif args.growth:
         _store("growth", {"rows": growth(), "provenance": _where(args)})
     else:
@@ -207,6 +210,40 @@ def growth():
                 row[name] = float(np.median(taken)) * 1e3
             rows.append(row)
     return rows
+
+
+# ---------------------------------------------------------------- figure
+
+
+def draw():
+    """benchmark.png: memory against inner steps beside the unrolled loop's; time against tasks, parameters, steps."""
+    from maml_edu import figures
+
+    figures.apply_style()
+    memory = [row for row in _stored("conv4") if "MiB" in row and not row["first_order"]]
+    rows = _stored("growth")
+    fig, axes = figures.new_axes(columns=4, height=3.6)
+    for name, look in (("maml_edu", "maml"), ("maml_edu, unrolled", "fomaml"), ("torch.func.vmap", "reptile")):
+        some = [row for row in memory if row["contestant"] == name]
+        axes[0].plot([r["K"] for r in some], [r["MiB"] for r in some], **figures.STYLES[look] | {"label": name})
+    axes[0].set_xlabel("inner steps K")
+    axes[0].set_ylabel("peak memory, MiB")
+    axes[0].set_title("conv4, 32 tasks")
+    for ax, what in zip(axes[1:], ("tasks", "hidden units", "inner steps")):
+        some = [row for row in rows if row["what"] == what]
+        x = [row["parameters" if what == "hidden units" else "value"] for row in some]
+        for name, look in (("maml_edu", "maml"), ("loop over tasks", "joint")):
+            ax.loglog(x, [row[name] for row in some], **figures.STYLES[look] | {"label": name})
+        ax.set_xlabel("parameters" if what == "hidden units" else what)
+        ax.set_title("sine network")
+    axes[1].set_ylabel("time per meta-gradient, ms")
+    for ax in (axes[0], axes[1]):
+        ax.legend(fontsize=9)
+    fig.savefig(HERE / "benchmark.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+
+
+def _stored(name):
+    return json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))["rows"]
 
 
 if __name__ == "__main__":
