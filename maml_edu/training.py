@@ -123,7 +123,7 @@ def train(
                 if watch is not None and i % watch_every == 0:
                     watch(i, run.so_far())
                 own = distributed.share(batch)
-                result = _meta_gradient(method, loss, run, own, steps, _step_weights(multi_step, steps, i))
+                result = _meta_gradient(method, loss, run, own, steps, step_weights(multi_step, steps, i))
                 with stop.held():
                     run.step(i, result, method, tasks)
                     drawn = generator.get_state()
@@ -174,12 +174,17 @@ def _meta_gradient(method, loss, run, batch, steps, weights):
     return method(loss, run.theta, batch, run.alpha, steps, **more)
 
 
-def _step_weights(multi_step, steps, i):
-    """w_1 … w_K at iteration i: 1/K each at first, then linearly to (0, …, 0, 1); None from then on."""
+def step_weights(multi_step: int, steps: int, i: int) -> Tensor | None:
+    """w_1 … w_K [K] at iteration i: 1/K each at first, then linearly to (0, …, 0, 1); None from multi_step on."""
     if i >= multi_step or steps < 2:
         return None
     earlier = (1 - i / multi_step) / steps
     return torch.tensor([earlier] * (steps - 1) + [1 - (steps - 1) * earlier])  # a tensor: compiled once
+
+
+def cosine(i: int, iterations: int) -> float:
+    """By what the learning rate is multiplied at iteration i of the cosine schedule: from 1 down towards 0."""
+    return 0.5 * (1 + math.cos(math.pi * i / iterations))
 
 
 def _due(before, now, every, iterations):
@@ -230,7 +235,7 @@ class _Run:
             torch.nn.utils.clip_grad_norm_(list(self.theta.values()), self.clip)
         if self.schedule == "cosine":
             for group, first in zip(self.adam.param_groups, self.first_rates):
-                group["lr"] = first * 0.5 * (1 + math.cos(math.pi * i / self.iterations))
+                group["lr"] = first * cosine(i, self.iterations)
         self.adam.step()
         self.done = i + 1
 

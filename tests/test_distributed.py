@@ -1,8 +1,11 @@
 """Two gloo ranks compute what one process computes, and train to the same curve."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from problems import relative, tanh_mlp
 
 from maml_edu import distributed
 from maml_edu.meta_gradient import maml
+from maml_edu.storage import read_state
 
 
 def of_a_rank(rank, size, folder):
@@ -80,3 +84,28 @@ def test_fewer_tasks_than_ranks_is_refused(monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 4)
     with pytest.raises(ValueError, match="3 tasks cannot be split over 4 processes"):
         distributed.share(tanh_mlp(tasks=3).batch)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_one_ctrl_c_ends_all_ranks_with_a_checkpoint(tmp_path):
+    """It reaches every rank from the terminal, and once more as SIGTERM from torchrun; neither cuts an iteration."""
+    flags = "train --dataset sine --init fan-in --tasks 4 --iterations 100000 --test-tasks 4 --test-steps 1".split()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "maml_edu"]
+    run = subprocess.Popen(
+        [*launch, *flags, "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    read = b""
+    while b"tasks/s" not in read:  # it trains
+        assert (more := run.stdout.read1()), f"ended before it could be interrupted: {run.communicate()}"
+        read += more
+    time.sleep(0.7)  # in the middle of things
+    os.killpg(run.pid, signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert b"no result written. Continue with --resume" in out and b"Connection closed" not in err, err.decode()
+    state = read_state(tmp_path / "checkpoint.pt")
+    assert len(state["query_loss"]) % 50 == 0 and state["query_loss"].isfinite().all()
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]

@@ -409,7 +409,7 @@ def test_all_weight_on_the_last_step_is_maml(problem):
 
 
 def test_first_order_multi_step_is_the_weighted_sum_of_query_gradients(problem):
-    weights, alpha = [0.2, 0.3, 0.5], [{n: 0.1 * (j + 1) for n in problem.theta} for j in range(3)]
+    weights, alpha = [0.2, 0.3, 0.5], [dict.fromkeys(problem.theta, 0.1 * (j + 1)) for j in range(3)]
     path = adapt(problem.loss, problem.theta, *problem.batch[:2], alpha, 3)
     at = [fomaml(problem.loss, problem.theta, problem.batch, alpha, j + 1) for j in range(3)]
     expected = {n: sum(w * one.gradient[n] for w, one in zip(weights, at)) for n in problem.theta}

@@ -15,10 +15,12 @@ from ..omniglot import Characters
 from ..results import PUBLISHED_OMNIGLOT, headline, over_seeds
 from ..results import omniglot_runs as _runs
 from ..tasks import TaskBatch
+from ..training import cosine, step_weights
 from .style import COLOURS, STYLES, line
 
 __all__ = [
     "confident_mistakes",
+    "gradient_lengths",
     "learned_rates",
     "omniglot_accuracy",
     "omniglot_characters",
@@ -26,6 +28,7 @@ __all__ = [
     "omniglot_episode",
     "omniglot_runs",
     "omniglot_table",
+    "outer_switches",
     "selection_gap",
 ]
 
@@ -224,6 +227,38 @@ def omniglot_accuracy(
     ax.set_xlabel("inner steps at test")
     ax.set_ylabel("queries right, %")
     ax.grid(alpha=0.25)
+    return _say_source(ax, source)
+
+
+def outer_switches(axes: Sequence[Axes], iterations: int, steps: int, multi_step: int) -> Sequence[Axes]:
+    """Two axes: the learning rate under the cosine schedule, and the weights of the multi-step loss, per iteration."""
+    at = np.linspace(0, iterations - 1, min(iterations, 200)).astype(int)
+    axes[0].plot(at, [cosine(int(i), iterations) for i in at], **line("maml"))
+    axes[0].set_ylabel("learning rate / first one")
+    weights = [step_weights(multi_step, steps, int(i)) for i in at]
+    weights = np.array([[0.0] * (steps - 1) + [1.0] if w is None else w.tolist() for w in weights])
+    earlier = "$w_1$" if steps == 2 else f"each of $w_1$ … $w_{{{steps - 1}}}$"
+    for column, key, name, above in ((-1, "maml", f"$w_{{{steps}}}$", True), (0, "before", earlier, False)):
+        axes[1].plot(at, weights[:, column], **line(key))
+        place = dict(ha="right", va="bottom" if above else "top", color=COLOURS[key])
+        axes[1].text(at[-1] / 3, weights[len(at) // 3, column] + (0.03 if above else -0.03), name, **place)
+    axes[1].set_ylabel("weight of $L_q(\\theta_j)$")
+    for ax in axes:
+        ax.set_ylim(-0.05, 1.1)
+        ax.set_xlabel("outer iteration")
+        ax.grid(alpha=0.25)
+    return axes
+
+
+def gradient_lengths(ax: Axes, lengths: Sequence[float], source: str = "omniglot") -> Axes:
+    """The norm of the meta-gradient, a bar per meta-batch in order of length; their median dashed."""
+    lengths = sorted(lengths)
+    middle = float(np.median(lengths))
+    ax.bar(range(1, len(lengths) + 1), lengths, color=COLOURS["maml"], width=0.8)
+    ax.axhline(middle, color=COLOURS["truth"], linestyle="--", linewidth=1.5)
+    ax.text(1, middle, "median", va="bottom", fontsize=11, color=COLOURS["truth"])
+    ax.set_xlabel("meta-batch, sorted")
+    ax.set_ylabel("length of the meta-gradient")
     return _say_source(ax, source)
 
 

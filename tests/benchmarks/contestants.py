@@ -213,6 +213,8 @@ def jax_(problem, steps, first_order):
     import jax
     import jax.numpy as jnp
 
+    _not_for_minutes(problem, steps)
+
     theta = {name: jnp.asarray(p.cpu().numpy()) for name, p in problem.model.theta.items()}
     batch = tuple(jnp.asarray(t.cpu().numpy()) for t in problem.batch)
     alpha = problem.alpha
