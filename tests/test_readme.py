@@ -67,7 +67,7 @@ def benchmark_table():
                 ours = next(r["ms"] for r in rows if r["K"] == steps and r["contestant"] == "maml_edu")
                 for r in rows:
                     if r["K"] == steps:
-                        cell = f"{r['ms']:.3g} ms ({r['ms'] / ours:.2g} ×)" if "ms" in r else "–"
+                        cell = f"{_three_digits(r['ms'])} ms ({r['ms'] / ours:.2g} ×)" if "ms" in r else "–"
                         cells.setdefault(r["contestant"], {})[columns[-1]] = cell
             where.append(f"{shown}: {stored['provenance']['hardware']}, {stored['provenance']['date']}")
         lines += [f"| {order} | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
@@ -80,6 +80,10 @@ def benchmark_table():
         f"{name} {versions[name]}" for name in ("torch", "higher", "torchopt", "jax") if versions.get(name)
     )
     return "\n".join([*lines, f"{'; '.join(dict.fromkeys(where))}; {used}."]) + "\n"
+
+
+def _three_digits(number):
+    return f"{float(f'{number:.3g}'):,g}"
 
 
 TABLES = {"results": results_table, "benchmark": benchmark_table}
