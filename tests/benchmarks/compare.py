@@ -38,7 +38,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each contestant at each K")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--growth", action="store_true", help="how cost grows with tasks, parameters and inner steps")
     parser.add_argument("--draw", action="store_true", help="only draw the figure from what is stored")
     parser.add_argument("--peak", nargs=3, metavar=("NAME", "K", "FIRST_ORDER"), help=argparse.SUPPRESS)
@@ -54,6 +54,8 @@ def main():
         draw()
     elif args.growth:
         _store("growth", {"rows": growth(), "provenance": _where(args)})
+    elif args.memory:
+        _store(f"{args.problem}_memory", {"rows": memory(args), "provenance": _where(args)})
     else:
         rows = [row for first_order in (False, True) for k in args.steps for row in compare(args, k, first_order)]
         _store(args.problem, {"rows": rows, "provenance": _where(args)})
@@ -81,7 +83,7 @@ def _store(name, found):
 
 
 def compare(args, steps, first_order):
-    """A row per contestant: milliseconds (median), peak memory in MiB, the largest error of the gradient."""
+    """A row per contestant: milliseconds (median), how many calls, the relative difference of its gradient."""
     problem = PROBLEMS[args.problem](device=args.device)
     rows, running = [], {}
     reference = None if first_order else CONTESTANTS["maml_edu, unrolled"](problem, steps, False)()
@@ -116,8 +118,6 @@ def compare(args, steps, first_order):
         if row["contestant"] in times:
             row["ms"] = float(np.median(times[row["contestant"]])) * 1e3
             row["runs"] = len(times[row["contestant"]])
-            if not args.no_memory:
-                row["MiB"] = _peak_elsewhere(args, row["contestant"], steps, first_order)
     return rows
 
 
@@ -152,13 +152,21 @@ def table(rows):
             for k in steps:
                 row = next(r for r in some if r["K"] == k and r["contestant"] == name)
                 cells.append(f"{row['ms']:9.2f} ms {row['ms'] / base[k]:6.2f}×" if "ms" in row else f"{'–':>19}")
-                if "MiB" in row:
-                    cells[-1] += f" {row['MiB']:6.0f} MiB"
             lines.append(f"  {name:20s}" + "".join(cells))
     return "\n".join(lines)
 
 
 # ---------------------------------------------------------------- memory
+
+
+def memory(args):
+    rows = []
+    for name in args.only:
+        for steps in args.steps:
+            print(f"{args.problem}, K = {steps}, {name}", file=sys.stderr)
+            row = {"contestant": name, "K": steps, "first_order": False}
+            rows.append(row | {"MiB": _peak_elsewhere(args, name, steps, False)})
+    return rows
 
 
 def _peak_elsewhere(args, name, steps, first_order):
@@ -222,28 +230,32 @@ def growth():
 
 def draw():
     """benchmark.png: memory against inner steps beside the unrolled loop's; time against tasks, parameters, steps."""
+    import matplotlib.pyplot as plt
+
     from maml_edu import figures
 
     figures.apply_style()
-    memory = [row for row in _stored("conv4") if "MiB" in row and not row["first_order"]]
-    rows = _stored("growth")
-    fig, axes = figures.new_axes(columns=4, height=3.6)
+    memory, rows = _stored("conv4_memory"), _stored("growth")
+    fig, axes = plt.subplots(2, 2, figsize=(8, 6.4), layout="constrained")
+    ax = axes[0, 0]
     for name, look in (("maml_edu", "maml"), ("maml_edu, unrolled", "fomaml"), ("torch.func.vmap", "reptile")):
         some = [row for row in memory if row["contestant"] == name]
-        axes[0].plot([r["K"] for r in some], [r["MiB"] for r in some], **figures.STYLES[look] | {"label": name})
-    axes[0].set_xlabel("inner steps K")
-    axes[0].set_ylabel("peak memory, MiB")
-    axes[0].set_title("conv4, 32 tasks")
-    for ax, what in zip(axes[1:], ("tasks", "hidden units", "inner steps")):
+        ax.loglog([r["K"] for r in some], [r["MiB"] for r in some], **figures.STYLES[look] | {"label": name})
+    ax.set_title("conv4, 32 tasks, 64 filters", fontsize=12)
+    ax.set_xlabel("inner steps K")
+    ax.set_ylabel("peak memory, MiB")
+    ax.legend(fontsize=10)
+    for ax, what in zip((axes[0, 1], axes[1, 0], axes[1, 1]), ("inner steps", "tasks", "hidden units")):
         some = [row for row in rows if row["what"] == what]
         x = [row["parameters" if what == "hidden units" else "value"] for row in some]
         for name, look in (("maml_edu", "maml"), ("loop over tasks", "joint")):
             ax.loglog(x, [row[name] for row in some], **figures.STYLES[look] | {"label": name})
-        ax.set_xlabel("parameters" if what == "hidden units" else what)
-        ax.set_title("sine network")
-    axes[1].set_ylabel("time per meta-gradient, ms")
-    for ax in (axes[0], axes[1]):
-        ax.legend(fontsize=9)
+        ax.set_title("sine network, 40 hidden units" if what != "hidden units" else "sine network", fontsize=12)
+        ax.set_xlabel({"hidden units": "parameters", "inner steps": "inner steps K"}.get(what, what))
+        ax.set_ylabel("one meta-gradient, ms")
+        ax.legend(fontsize=10)
+    for ax in axes.flat:
+        ax.grid(alpha=0.25)
     fig.savefig(HERE / "benchmark.png", dpi=110, bbox_inches="tight", metadata={"Software": None})
 
 
