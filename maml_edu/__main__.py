@@ -41,6 +41,9 @@ PRESETS = {
 }
 for smoke in ("sine", "characters"):
     PRESETS[smoke, "smoke"] = {**PRESETS[smoke, "quick"], "iterations": 20}
+# What a protocol says of the training, as opposed to the test.
+TRAINING = ("shots", "queries", "meta_batch", "iterations", "outer", "multi_step", "clip", "precision", "alpha_learned")
+TRAINING += ("alpha_start", "alpha_lr", "inner_steps_train")
 TEST_ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # joint training has no α of its own: chosen on validation tasks
 
 
@@ -287,7 +290,12 @@ def _evaluate(args):
     s["alpha"] = map_alpha(lambda rate: rate.to(device) if isinstance(rate, torch.Tensor) else rate, trained.alpha)
     theta = {name: p.to(device) for name, p in trained.theta.items()}
     s["out"].mkdir(parents=True, exist_ok=True)
-    where, protocol = provenance(s["seed"], 0.0, str(device)), _protocol(s, about)
+    where = provenance(s["seed"], 0.0, str(device))
+    # How the checkpoint was trained is for the checkpoint to say (final.pt does), not for this command's defaults.
+    known = {**stored.get("protocol", {}), **stored}
+    protocol = {k: known.get(k) if k in TRAINING else v for k, v in _protocol(s, about).items()}
+    protocol = {k: v for k, v in protocol.items() if k not in TRAINING or v is not None}
+    s["method"] = stored.get("method", s["method"])
     model = model._replace(theta=theta)
     _score_and_write(s, model, loss, validation, test, metric, protocol, trained, where)
     return 0

@@ -106,6 +106,18 @@ def test_evaluating_the_checkpoint_gives_the_same_scores(tmp_path):
         assert read(tmp_path / name)["per_step"] == read(tmp_path / "run")["per_step"]
 
 
+def test_an_evaluation_says_how_the_checkpoint_was_trained_not_what_the_defaults_are(tmp_path):
+    assert train(tmp_path / "run", "--lr", "0.02", "--method", "fomaml", "--iterations", "7") == 0
+    trained = read(tmp_path / "run")
+    for name in ("final.pt", "checkpoint.pt"):
+        checkpoint = str(tmp_path / "run" / name)
+        assert main(["evaluate", *SINE, "--checkpoint", checkpoint, "--out", str(tmp_path / name)]) == 0
+        found = read(tmp_path / name)
+        assert found["method"] == "fomaml" and found["protocol"]["iterations"] == 7
+        assert found["protocol"].items() <= trained["protocol"].items()
+    assert read(tmp_path / "final.pt")["protocol"] == trained["protocol"]
+
+
 # --------------------------------------------------------------------------------------------------
 # Resuming
 
