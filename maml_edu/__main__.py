@@ -14,10 +14,10 @@ import torch
 
 from . import distributed, meta_gradient
 from .evaluation import evaluate
-from .meta_gradient import map_alpha
 from .models import conv4, cross_entropy, mlp, mse
 from .results import provenance, result, write_result
 from .sine import SineTasks
+from .step_sizes import map_alpha
 from .storage import Lock, load_checkpoint, save_checkpoint
 from .training import train
 
@@ -266,7 +266,7 @@ def _train(args):
             validate_every=max(50, s["iterations"] // 20),
             checkpoint=out / "checkpoint.pt",
             resume=s["resume"],
-            about={"seed": s["seed"], "first_alpha": s["alpha"], **about, "shots": s["shots"], "queries": s["queries"]},
+            about={**about, **{k: s[k] for k in ("seed", "alpha", "shots", "queries", "precision")}},
         )
         where = provenance(s["seed"], 0.0, str(device))
         if not writer:

@@ -92,6 +92,8 @@ def _program(method, loss, arguments, options, tensors):
         with torch.no_grad():
             fast = torch._inductor.compile(graph, tensors, options={"triton.cudagraphs": cuda})
             fast(*tensors)
+    except ValueError:  # the method's own, about its arguments
+        raise
     except Exception as error:  # whatever a compiler may raise: the uncompiled method gives the same numbers
         reason = str(error).strip().splitlines() or [""]
         warnings.warn(

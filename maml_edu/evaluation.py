@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .meta_gradient import Alpha, Loss, adapt
+from .meta_gradient import Loss, adapt
 from .models import Model, Statistics
+from .step_sizes import Alpha
 from .tasks import TaskBatch, check_batch
 
 Sampler = Callable[..., TaskBatch]  # sampler(tasks, generator=…) -> TaskBatch

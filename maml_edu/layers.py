@@ -67,8 +67,7 @@ class _Output(_Bilinear):
 
     @staticmethod
     def jvp(ctx, tx, tw, _):
-        x, weight = ctx.saved_tensors
-        return _sum(tx, lambda t: conv(t, weight, ctx.tasks), tw, lambda t: conv(x, t, ctx.tasks))
+        return _tangent(_Output, ctx, tx, tw)
 
 
 class _ToInput(_Bilinear):
@@ -88,13 +87,7 @@ class _ToInput(_Bilinear):
 
     @staticmethod
     def jvp(ctx, tgy, tw, *_):
-        gy, weight = ctx.saved_tensors
-        return _sum(
-            tgy,
-            lambda t: _ToInput.apply(t, weight, ctx.tasks, ctx.shape),
-            tw,
-            lambda t: _ToInput.apply(gy, t, ctx.tasks, ctx.shape),
-        )
+        return _tangent(_ToInput, ctx, tgy, tw, ctx.shape)
 
 
 class _ToWeight(_Bilinear):
@@ -114,20 +107,15 @@ class _ToWeight(_Bilinear):
 
     @staticmethod
     def jvp(ctx, tgy, tx, *_):
-        gy, x = ctx.saved_tensors
-        return _sum(
-            tgy,
-            lambda t: _ToWeight.apply(t, x, ctx.tasks, ctx.shape),
-            tx,
-            lambda t: _ToWeight.apply(gy, t, ctx.tasks, ctx.shape),
-        )
+        return _tangent(_ToWeight, ctx, tgy, tx, ctx.shape)
 
 
-def _sum(ta, of_a, tb, of_b):
-    """The tangent of a bilinear map; a missing tangent is zero."""
-    if ta is None or tb is None:
-        return of_b(tb) if ta is None else of_a(ta)
-    return of_a(ta) + of_b(tb)
+def _tangent(bilinear, ctx, ta, tb, *shape):
+    """f(ta, b) + f(a, tb) for a bilinear f; a missing tangent is zero."""
+    a, b = ctx.saved_tensors
+    parts = [] if ta is None else [bilinear.apply(ta, b, ctx.tasks, *shape)]
+    parts += [] if tb is None else [bilinear.apply(a, tb, ctx.tasks, *shape)]
+    return sum(parts[1:], parts[0])
 
 
 # ---------------------------------------------------------------- batch norm and ReLU

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .step_sizes import Alpha, alpha_share, flat_rates, map_alpha, rates_per_step
+from .step_sizes import alpha_gradient as gradient_of_alpha
 from .tasks import TaskBatch
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Tensor, Tensor], Tensor]  # (params, x [T, n, …], y [T, n, …]) -> one value per task [T]
-Rate = float | Tensor
-Alpha = Rate | dict[str, Rate] | list[Rate | dict[str, Rate]]
 Weights = list[float] | Tensor | None
 
 
@@ -48,7 +48,7 @@ def adapt(loss: Loss, theta: Params, x: Tensor, y: Tensor, alpha: Alpha, steps: 
     or a list of at least `steps` of these. Source: Finn et al. (2017), Algorithm 1, line 6.
     Raises ValueError if alpha does not fit theta or `loss` does not return one value per task.
     """
-    return _descend(loss, theta, x, y, _rates(alpha, theta, steps))[0]
+    return _descend(loss, theta, x, y, rates_per_step(alpha, theta, steps))[0]
 
 
 def _descend(loss, theta, x, y, rates, keep=None):
@@ -95,7 +95,7 @@ def pull_back(
     is added after step j has been pulled back; v itself is w_K∇L_q(θ_K).
     last_graph: (θ_{K−1}, ∇L_s(θ_{K−1})) with the graph between them, if the caller kept it; not recomputed then.
     """
-    rates = _rates(alpha, path[0], len(path) - 1, task_axis=True)
+    rates = rates_per_step(alpha, path[0], len(path) - 1, task_axis=True)
     if query_gradients is not None and len(query_gradients) < len(rates):
         raise ValueError(
             f"query_gradients has {len(query_gradients)} entries for {len(rates)} steps; give one per step"
@@ -113,11 +113,11 @@ def pull_back(
         else:
             g, hv = _route(hvp)(loss, path[j], x, y, u)
         with torch.no_grad():
-            alpha_products[j] = {name: _product(g[name], v[name], rate[name]) for name in v}
+            alpha_products[j] = {name: alpha_share(g[name], v[name], rate[name]) for name in v}
         leaf = g = None
         v = {name: torch.sub(v[name], hv[name], alpha=one if same else 1) for name in v}
         v = _plus(v, query_gradients[j] if query_gradients is not None else None)
-    return v, _like(alpha, alpha_products, x.shape[0])
+    return v, gradient_of_alpha(alpha, alpha_products, x.shape[0])
 
 
 def hvp(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params, how: str = "double-backward") -> Params:
@@ -216,7 +216,7 @@ def maml(
     Keeps K + 1 parameter vectors per task and one step's graph at a time; with steps = 1 nothing is computed twice.
     """
     _route(hvp)
-    rates = _rates(alpha, theta, steps)
+    rates = rates_per_step(alpha, theta, steps)
     x, y = batch.support_x, batch.support_y
     path, last_graph = _descend(loss, theta, x, y, rates, keep="last graph" if hvp == "double-backward" else None)
     query_loss, v, earlier = _query(loss, path, batch, step_weights)
@@ -231,14 +231,16 @@ def fomaml(
 
     alpha_gradient is first-order as well: −Σ_j ∇L_s(θ_j)∘v with the same v at every step. step_weights: as in `maml`.
     """
-    rates = _rates(alpha, theta, steps)
+    rates = rates_per_step(alpha, theta, steps)
     path, gradients = _descend(loss, theta, batch.support_x, batch.support_y, rates, keep="gradients")
     query_loss, v, earlier = _query(loss, path, batch, step_weights)
     products = []
     for g, rate, query_gradient in zip(reversed(gradients), reversed(rates), reversed(earlier or [None] * steps)):
-        products.insert(0, {name: _product(g[name], v[name], rate[name]) for name in v})
+        products.insert(0, {name: alpha_share(g[name], v[name], rate[name]) for name in v})
         v = _plus(v, query_gradient)
-    return MetaGradient(_mean_over_tasks(v), query_loss, path[-1], _like(alpha, products, batch.support_x.shape[0]))
+    return MetaGradient(
+        _mean_over_tasks(v), query_loss, path[-1], gradient_of_alpha(alpha, products, batch.support_x.shape[0])
+    )
 
 
 def reptile(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 5) -> MetaGradient:
@@ -249,7 +251,7 @@ def reptile(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: in
     """
     if isinstance(alpha, (list, tuple)):
         raise ValueError("reptile divides by one α; give a number or a dict, not a list per step")
-    rates = _rates(alpha, theta, steps)
+    rates = rates_per_step(alpha, theta, steps)
     x, y = _all_examples(batch)
     path, gradients = _descend(loss, theta, x, y, rates, keep="gradients")
     total = {name: sum((g[name] for g in gradients), torch.zeros_like(path[0][name])) for name in theta}
@@ -280,7 +282,7 @@ def autograd_maml(
     alpha = map_alpha(
         lambda r: torch.as_tensor(r, dtype=like.dtype, device=like.device).detach().clone().requires_grad_(), alpha
     )
-    rates = _rates(alpha, theta, steps, detach=False)
+    rates = rates_per_step(alpha, theta, steps, detach=False)
     phi = {name: p.expand(batch.support_x.shape[0], *p.shape) for name, p in theta.items()}
     weights = [None] * (steps - 1) + [1.0] if step_weights is None else _checked(step_weights, steps)
     objective = 0.0
@@ -294,9 +296,7 @@ def autograd_maml(
     if steps == 0:
         query_loss = _per_task(loss, phi, batch.query_x, batch.query_y)
         objective = query_loss.mean()
-    leaves: list[Tensor] = []
-    map_alpha(leaves.append, alpha)
-    inputs = [*theta.values(), *leaves]
+    inputs = [*theta.values(), *flat_rates(alpha)]
     gradient = torch.autograd.grad(objective, inputs, materialize_grads=True)
     of_alpha = iter(gradient[len(theta) :])
     return MetaGradient(
@@ -375,78 +375,3 @@ def _mean_over_tasks(v):
 
 def _all_examples(batch):
     return torch.cat([batch.support_x, batch.query_x], 1), torch.cat([batch.support_y, batch.query_y], 1)
-
-
-# α in its three forms: a number, a dict per parameter, a list per step
-
-
-def _rates(alpha, theta, steps, task_axis=False, detach=True):
-    """One dict name → rate per inner step, checked against theta."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps={steps!r}; expected a whole number of inner steps, 0 or more")
-    if isinstance(alpha, (list, tuple)):
-        if len(alpha) < steps:
-            raise ValueError(f"alpha is a list of {len(alpha)} rates for {steps} steps; give one per step")
-        return [_rate(a, theta, task_axis, detach) for a in alpha[:steps]]
-    return [_rate(alpha, theta, task_axis, detach)] * steps
-
-
-def _rate(alpha, theta, task_axis, detach):
-    if not isinstance(alpha, dict):
-        if isinstance(alpha, Tensor) and alpha.dim() > 0:
-            raise ValueError(
-                f"alpha is a tensor of shape {list(alpha.shape)}; expected a number, "
-                "a dict name → rate, or a list of these, one per step"
-            )
-        alpha = dict.fromkeys(theta, alpha)
-    unknown, missing = set(alpha) - set(theta), set(theta) - set(alpha)
-    if unknown or missing:
-        raise ValueError(
-            f"alpha must name each parameter once; unknown: {sorted(unknown) or 'none'}, "
-            f"missing: {sorted(missing) or 'none'} (give 0 to freeze a parameter). Parameters: {list(theta)}"
-        )
-    rates = {}
-    for name, rate in alpha.items():
-        if isinstance(rate, Tensor):
-            shape = theta[name].shape[1:] if task_axis else theta[name].shape
-            try:
-                fits = torch.broadcast_shapes(rate.shape, shape) == shape
-            except RuntimeError:
-                fits = False
-            if not fits:
-                raise ValueError(
-                    f"alpha[{name!r}] has shape {list(rate.shape)}, which does not broadcast to the parameter's "
-                    f"{list(shape)}"
-                )
-            rates[name] = rate.detach().to(theta[name]) if detach else rate
-        else:
-            rates[name] = float(rate)
-    return rates
-
-
-def _product(g, v, rate):
-    """g∘v, summed over tasks and down to the shape of the rate: one step's share of −T times ∂/∂α."""
-    if isinstance(rate, Tensor) and rate.dim() > 0:
-        return (g * v).sum(0).sum_to_size(rate.shape)
-    return torch.dot(g.flatten(), v.flatten())
-
-
-def _like(alpha, products, tasks):
-    """−Σ over what shares a rate (steps, parameters), in the form of alpha, mean over tasks."""
-    if isinstance(alpha, (list, tuple)):
-        unused = [map_alpha(lambda rate: torch.zeros_like(torch.as_tensor(rate)), a) for a in alpha[len(products) :]]
-        return [_like(a, [product], tasks) for a, product in zip(alpha, products)] + unused
-    if not products:  # no steps: α has no influence
-        return map_alpha(lambda rate: torch.zeros_like(torch.as_tensor(rate)), alpha)
-    if isinstance(alpha, dict):
-        return {name: sum(product[name] for product in products) / -tasks for name in alpha}
-    return torch.stack([share for product in products for share in product.values()]).sum() / -tasks
-
-
-def map_alpha(function, alpha):
-    """`function` of every rate in alpha, in the same form."""
-    if isinstance(alpha, (list, tuple)):
-        return [map_alpha(function, a) for a in alpha]
-    if isinstance(alpha, dict):
-        return {name: function(rate) for name, rate in alpha.items()}
-    return function(alpha)

@@ -41,7 +41,7 @@ def provenance(seed: int, seconds: float, device: str = "cpu", command: str | No
     """What ran where: hardware, device, versions, seed, command, seconds, date."""
     if command is None:
         start = f"torchrun --nproc-per-node {distributed.size()}" if distributed.size() > 1 else "python"
-        program = "-m maml_edu" if "maml_edu" in sys.argv[0] else sys.argv[0]
+        program = "-m maml_edu" if Path(sys.argv[0]).parent.name == "maml_edu" else _from_the_root(sys.argv[0])
         command = " ".join([start, program, *sys.argv[1:]])
     return {
         "hardware": _hardware(device),
@@ -52,6 +52,12 @@ def provenance(seed: int, seconds: float, device: str = "cpu", command: str | No
         "seconds": round(seconds, 1),
         "date": date.today().isoformat(),
     }
+
+
+def _from_the_root(script):
+    """A script's path as it is typed in the repository's root, so that no folder of this machine is recorded."""
+    script, root = Path(script).resolve(), Path(__file__).resolve().parents[1]
+    return script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name
 
 
 def _hardware(device):

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .meta_gradient import Alpha, Params
+from .meta_gradient import Params
 from .models import Model
+from .step_sizes import Alpha
 
 
 class Trained(NamedTuple):

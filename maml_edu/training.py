@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from . import distributed
 from .evaluation import Sampler
-from .meta_gradient import Alpha, Loss, MetaGradient, joint, maml, map_alpha
+from .meta_gradient import Loss, MetaGradient, joint, maml
 from .models import Model
+from .step_sizes import Alpha, flat_rates, map_alpha
 from .storage import Trained, load_checkpoint, read_state, same_model, save_checkpoint, write_state
 from .tasks import check_batch
 
@@ -140,7 +141,7 @@ def train(
                         stacklevel=2,
                     )
                     return good
-                if validate is not None and _due(checked, run.done, validate_every, iterations):
+                if validate is not None and _due(run.done, check_every, validate_every, iterations):
                     run.validated.append((run.done, float(validate(run.so_far()))))
                 now = time.monotonic()
                 bar.set_postfix_str(_postfix(recent, run, tasks * (run.done - checked) / (now - since)))
@@ -187,8 +188,11 @@ def cosine(i: int, iterations: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * i / iterations))
 
 
-def _due(before, now, every, iterations):
-    return now == iterations or now // every > before // every
+def _due(now, check_every, every, iterations):
+    """Whether a multiple of `every` lies since the look before this one; never between two regular looks."""
+    if now == iterations:
+        return True
+    return now % check_every == 0 and now // every > (now - check_every) // every
 
 
 def _postfix(recent, run, rate):
@@ -210,7 +214,7 @@ class _Run:
         if learn_alpha:
             alpha = map_alpha(lambda rate: torch.as_tensor(rate, dtype=like.dtype, device=like.device).clone(), alpha)
         self.alpha = alpha
-        self.rates = _flat(alpha) if learn_alpha else []
+        self.rates = flat_rates(alpha) if learn_alpha else []
         groups = [{"params": list(self.theta.values()), "lr": lr}]
         if self.rates:
             groups.append({"params": self.rates, "lr": alpha_lr})
@@ -270,7 +274,7 @@ class _Run:
                 )
         for name, p in self.theta.items():
             p.copy_(state["theta"][name])
-        for rate, stored in zip(self.rates, _flat(state["alpha"])):
+        for rate, stored in zip(self.rates, flat_rates(state["alpha"])):
             rate.copy_(stored)
         self.adam.load_state_dict(state["adam"])
         generator.set_state(state["generator"])
@@ -320,11 +324,4 @@ class _Interrupt:
 def _alpha_gradient(result, method):
     if result.alpha_gradient is None:
         raise ValueError(f"{_name(method)} gives no gradient for α; learn_alpha works with maml and fomaml")
-    return _flat(result.alpha_gradient)
-
-
-def _flat(alpha):
-    """All rates of alpha in a fixed order."""
-    if isinstance(alpha, (list, tuple)):
-        return [rate for a in alpha for rate in _flat(a)]
-    return list(alpha.values()) if isinstance(alpha, dict) else [alpha]
+    return flat_rates(result.alpha_gradient)

@@ -58,6 +58,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "conv4": small_conv4,
     "module": module_with_batch_norm,
 }
+ALPHA = {"mlp": 0.2, "conv4": 0.3, "module": 0.1}
 
 
 def rate(alpha, step: int, name: str):

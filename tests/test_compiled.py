@@ -1,6 +1,7 @@
 """Compiled meta-gradients: the same numbers, traced once per shape, and a message where there is no compiler."""
 
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -82,7 +83,8 @@ def test_without_a_compiler_it_runs_uncompiled_and_says_so_once(monkeypatch, rec
 def test_wrong_arguments_raise_as_without_compiling(traced):
     """A mistake in the call is not a failure of the compiler."""
     problem = tanh_mlp()
-    with pytest.raises(ValueError, match="list of 1 rates for 2 steps"), pytest.warns(UserWarning):
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="list of 1 rates for 2 steps"):
+        warnings.simplefilter("error")
         compiled(maml)(problem.loss, problem.theta, problem.batch, [0.1], 2)
 
 

@@ -64,6 +64,26 @@ def test_provenance():
     assert "thread" in found["hardware"] and found["command"] and len(found["date"]) == len("2025-01-31")
 
 
+def test_the_command_is_what_one_types_in_the_root(monkeypatch, tmp_path):
+    here = Path(__file__).resolve()
+    for script, expected in (
+        (here.parent / "benchmarks" / "compare.py", "python tests/benchmarks/compare.py --x"),
+        (here.parents[1] / "maml_edu" / "__main__.py", "python -m maml_edu --x"),
+        (tmp_path / "elsewhere.py", "python elsewhere.py --x"),
+    ):
+        monkeypatch.setattr("sys.argv", [str(script), "--x"])
+        assert provenance(0, 0.0)["command"] == expected
+
+
+BENCHMARKS = sorted((Path(__file__).parent / "benchmarks").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", [*STORED, *BENCHMARKS], ids=lambda path: path.stem)
+def test_no_stored_command_names_a_folder_of_a_machine(path):
+    command = json.loads(path.read_text(encoding="utf-8"))["provenance"]["command"]
+    assert not any(word.startswith(("/", "~")) or ":\\" in word for word in command.split())
+
+
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 def test_stored_results_have_the_form(path):
     assert_form(strict(path.read_text(encoding="utf-8")))

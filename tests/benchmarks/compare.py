@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import warnings
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from contestants import CONTESTANTS, pictures, sine
 
 from maml_edu.results import provenance
 
-HERE = Path(__file__).parent
+HERE, STARTED = Path(__file__).parent, time.perf_counter()
 PROBLEMS = {"sine": sine, "conv4": pictures}
 STEPS = (1, 5, 10, 50)
 TURN = 0.2  # seconds that a contestant runs before the next one does
@@ -63,14 +64,12 @@ def main():
 
 
 def _where(args):
-    versions = {}
+    where = provenance(0, time.perf_counter() - STARTED, args.device)
     for name in ("higher", "torchopt", "jax"):
         try:
-            versions[name] = __import__("importlib.metadata").metadata.version(name)
-        except ModuleNotFoundError:
-            versions[name] = None
-    where = provenance(0, time.process_time(), args.device)
-    where["versions"] |= versions
+            where["versions"][name] = version(name)
+        except PackageNotFoundError:
+            where["versions"][name] = None
     return where
 
 

@@ -4,7 +4,6 @@ contestant(problem, steps, first_order) -> a function of no arguments that retur
 NotImplementedError where a tool has no such thing and ImportError where it is not installed.
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -250,7 +249,7 @@ def jax_(problem, steps, first_order):
         g = jax.vmap(jax.grad(query_loss), in_axes=(None, 0, 0, 0, 0))(params, *tasks)
         return jax.tree.map(lambda t: t.mean(0), g)
 
-    return functools.partial(lambda: jax.block_until_ready(gradient(theta, *batch)))
+    return lambda: jax.block_until_ready(gradient(theta, *batch))
 
 
 CONTESTANTS = {
