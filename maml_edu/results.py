@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import sys
 from datetime import date
 from pathlib import Path
@@ -42,7 +43,7 @@ def provenance(seed: int, seconds: float, device: str = "cpu", command: str | No
     if command is None:
         start = f"torchrun --nproc-per-node {distributed.size()}" if distributed.size() > 1 else "python"
         program = "-m maml_edu" if Path(sys.argv[0]).parent.name == "maml_edu" else _from_the_root(sys.argv[0])
-        command = " ".join([start, program, *sys.argv[1:]])
+        command = f"{start} {program} {shlex.join(sys.argv[1:])}".rstrip()
     return {
         "hardware": _hardware(device),
         "device": str(device),

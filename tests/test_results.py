@@ -67,11 +67,11 @@ def test_provenance():
 def test_the_command_is_what_one_types_in_the_root(monkeypatch, tmp_path):
     here = Path(__file__).resolve()
     for script, expected in (
-        (here.parent / "benchmarks" / "compare.py", "python tests/benchmarks/compare.py --x"),
-        (here.parents[1] / "maml_edu" / "__main__.py", "python -m maml_edu --x"),
-        (tmp_path / "elsewhere.py", "python elsewhere.py --x"),
+        (here.parent / "benchmarks" / "compare.py", "python tests/benchmarks/compare.py --x 'two words'"),
+        (here.parents[1] / "maml_edu" / "__main__.py", "python -m maml_edu --x 'two words'"),
+        (tmp_path / "elsewhere.py", "python elsewhere.py --x 'two words'"),
     ):
-        monkeypatch.setattr("sys.argv", [str(script), "--x"])
+        monkeypatch.setattr("sys.argv", [str(script), "--x", "two words"])
         assert provenance(0, 0.0)["command"] == expected
 
 
