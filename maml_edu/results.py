@@ -117,7 +117,7 @@ def headline(result: dict) -> dict:
 
 
 def omniglot_runs(results: dict[str, dict]) -> dict[tuple, dict[str, dict]]:
-    """The runs on Omniglot, by (method, α learned or not, ways, test shots), each group one run per seed.
+    """The runs on Omniglot, by (method, α learned or not, "cpu" or "cuda", ways, test shots): one run per seed in each.
 
     Files of a study (omniglot_20way_1shot_maml_alpha0.4.json: a note after the method that is no seed) are left out.
     """
@@ -125,7 +125,8 @@ def omniglot_runs(results: dict[str, dict]) -> dict[tuple, dict[str, dict]]:
     for name, r in results.items():
         if re.fullmatch(r"omniglot_\d+way_\d+shot_[a-z]+(_seed\d+)?", name):
             p = r["protocol"]
-            key = (r["method"], bool(p.get("alpha_learned")), p["ways"], p["test_shots"])
+            device = r["provenance"]["device"].split(":")[0]
+            key = (r["method"], bool(p.get("alpha_learned")), device, p["ways"], p["test_shots"])
             groups.setdefault(key, {})[name] = r
     return groups
 

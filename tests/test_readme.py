@@ -39,7 +39,7 @@ def results_table():
     for ways, shots, column in ((5, 1, 0), (5, 5, 1), (20, 1, 2), (20, 5, 3)):
         value, half = PUBLISHED_OMNIGLOT["MAML"][column]
         lines.append(f"| published: MAML | {ways}-way {shots}-shot, 64 filters, 60,000 iterations | {value} ± {half} |")
-    for (method, learned, ways, shots), runs in omniglot_runs(found).items():
+    for (method, learned, _, ways, shots), runs in omniglot_runs(found).items():
         one = next(iter(runs.values()))
         p, where = one["protocol"], one["provenance"]
         minutes = sorted(round(r["provenance"]["seconds"] / 60) for r in runs.values())

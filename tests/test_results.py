@@ -118,16 +118,17 @@ def test_a_result_is_replaced_whole_or_not_at_all(broken, tmp_path, monkeypatch)
 # Several seeds
 
 
-def of_a_seed(mean, half_width=0.004, method="maml", ways=5, learned=True):
+def of_a_seed(mean, half_width=0.004, method="maml", ways=5, learned=True, device="cpu"):
     steps = [{"step": 0, "mean": 0.2, "half_width": 0.01}, {"step": 1, "mean": mean, "half_width": half_width}]
     protocol = {"ways": ways, "test_shots": 1, "alpha_learned": learned, "inner_steps": 1}
-    return {"method": method, "protocol": protocol, "per_step": steps}
+    return {"method": method, "protocol": protocol, "per_step": steps, "provenance": {"device": device}}
 
 
 def test_runs_are_grouped_by_what_makes_them_comparable():
     results = {
         "omniglot_5way_1shot_maml_seed0": of_a_seed(0.98),
         "omniglot_5way_1shot_maml_seed1": of_a_seed(0.99),
+        "omniglot_5way_1shot_maml": of_a_seed(0.987, device="cuda:0"),
         "omniglot_5way_1shot_fomaml": of_a_seed(0.97, method="fomaml"),
         "omniglot_20way_1shot_maml_seed0": of_a_seed(0.9, ways=20),
         "omniglot_20way_1shot_maml_alpha0.4": of_a_seed(0.8, ways=20),  # of a study: no headline
@@ -135,9 +136,10 @@ def test_runs_are_grouped_by_what_makes_them_comparable():
     }
     groups = omniglot_runs(results)
     assert {key: len(runs) for key, runs in groups.items()} == {
-        ("maml", True, 5, 1): 2,
-        ("fomaml", True, 5, 1): 1,
-        ("maml", True, 20, 1): 1,
+        ("maml", True, "cpu", 5, 1): 2,
+        ("maml", True, "cuda", 5, 1): 1,
+        ("fomaml", True, "cpu", 5, 1): 1,
+        ("maml", True, "cpu", 20, 1): 1,
     }
 
 

@@ -1,4 +1,4 @@
-"""Figures and the result tables of notebook 08: Omniglot."""
+"""Figures of notebook 08 that show data and the notebook's own runs; those of stored results: omniglot_results.py."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ..evaluation import StepScore
 from ..omniglot import Characters
-from ..results import PUBLISHED_OMNIGLOT, headline, over_seeds
-from ..results import omniglot_runs as _runs
 from ..tasks import TaskBatch
 from ..training import cosine, step_weights
 from .style import COLOURS, STYLES, line
@@ -26,13 +24,10 @@ __all__ = [
     "omniglot_characters",
     "omniglot_curves",
     "omniglot_episode",
-    "omniglot_runs",
-    "omniglot_table",
     "outer_switches",
     "selection_gap",
 ]
 
-SETTINGS = ((5, 1), (5, 5), (20, 1), (20, 5))  # the columns (ways, shots) of PUBLISHED_OMNIGLOT
 _GAP = 0.12  # between pictures, in picture widths
 
 
@@ -306,70 +301,3 @@ def selection_gap(
     ax.set_ylabel("reported accuracy, %")
     ax.grid(alpha=0.25)
     return _say_source(ax, source)
-
-
-# ---------------------------------------------------------------- tables, as Markdown
-
-
-def omniglot_table(results: Mapping[str, dict]) -> str:
-    """The published accuracies, and under them every stored Omniglot result at the step fixed in its protocol."""
-    rows = [("method",) + tuple(f"{n}-way {k}-shot" for n, k in SETTINGS)]
-    rows += [
-        (name,) + tuple(_percent(cell, _digits(cells)) for cell in cells) for name, cells in PUBLISHED_OMNIGLOT.items()
-    ]
-    ours: dict[str, dict[tuple[int, int], str]] = {}
-    for (method, learned, ways, shots), runs in _runs(results).items():
-        found = over_seeds(list(runs.values()))
-        text = "diverged" if found is None else _percent(tuple(100 * x for x in found), bold=True)
-        several = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
-        ours.setdefault(_label(method, learned), {})[ways, shots] = text + several
-    if not ours:
-        ours["MAML"] = {}
-    rows += [(f"**here: {name}**",) + tuple(cells.get(s, "–") for s in SETTINGS) for name, cells in ours.items()]
-    return _markdown(rows)
-
-
-def omniglot_runs(results: Mapping[str, dict]) -> str:
-    """Protocol and provenance of every stored Omniglot result."""
-    rows = [("result", "accuracy, %", "split, network", "training", "inner steps, α", "where, how long")]
-    for name, r in (one for group in _runs(results).values() for one in group.items()):
-        p, where = r["protocol"], r["provenance"]
-        score = headline(r)
-        diverged = score["mean"] is None
-        accuracy = "diverged" if diverged else _percent((100 * score["mean"], 100 * score["half_width"]))
-        rate = "learned per tensor and step" if p.get("alpha_learned") else f"α = {p['alpha']}"
-        rows.append(
-            (
-                f"`{name}`",
-                f"{accuracy} ({p['tasks']} tasks, {p['statistics']})",
-                f"{p['split']}, {p['filters']} filters",
-                f"{p['iterations']:,} × {p['meta_batch']} tasks, {p['outer']}",
-                f"{p['inner_steps_train']} → {p['inner_steps']}, {rate}",
-                f"{where['hardware']}, {where['seconds'] / 60:.0f} min",
-            )
-        )
-    return _markdown(rows)
-
-
-def _label(method, learned):
-    name = {"maml": "MAML", "fomaml": "FOMAML", "reptile": "Reptile"}.get(method, method)
-    return name + (", learned α" if learned else "")
-
-
-def _digits(cells):
-    """Decimals enough for every number of a published row."""
-    numbers = [number for cell in cells if cell for number in cell if number is not None]
-    return 1 if all(round(number, 1) == number for number in numbers) else 2
-
-
-def _percent(cell, digits=1, bold=False):
-    if cell is None:
-        return "–"
-    mean, half = cell
-    text = f"{mean:.1f}" if half is None else f"{mean:.{digits}f} ± {half:.{digits}f}"
-    return f"**{text}**" if bold else text
-
-
-def _markdown(rows):
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
