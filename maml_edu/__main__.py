@@ -54,6 +54,11 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     try:
         return {"train": _train, "evaluate": _evaluate, "data": _data}[args.command](args)
+    except KeyboardInterrupt:  # inside the training loop `train` handles it
+        started = args.command == "train" and (args.out / "checkpoint.pt").exists()
+        way_on = "; the training so far is kept: give the command again with --resume" if started else ""
+        print(f"maml_edu: interrupted, no result written{way_on}", file=sys.stderr)
+        return 130
     except (ValueError, OSError, RuntimeError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
         way_out = "; free some space and give the command again with --resume" if full else ""
@@ -64,10 +69,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="python -m maml_edu", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m maml_edu", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("train", "meta-train and evaluate"), ("evaluate", "evaluate a checkpoint on fresh test tasks")):
-        p = commands.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        p = commands.add_parser(
+            name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        )
         p.add_argument("--dataset", choices=("omniglot", "glyphs", "sine"), default="omniglot")
         p.add_argument(
             "--preset", choices=("smoke", "quick", "full"), default=os.environ.get("MAML_EDU_PRESET", "quick")
@@ -244,7 +251,7 @@ def _train(args):
         from .compiled import compiled
 
         method = compiled(method)
-    with Lock(out / "lock") if writer else contextlib.nullcontext():
+    with _no_empty_folder(out), Lock(out / "lock") if writer else contextlib.nullcontext():
         trained = train(
             model,
             loss,
@@ -280,6 +287,17 @@ def _train(args):
         model = model._replace(theta=trained.theta)
         _score_and_write(s, model, loss, validation, test, metric, protocol, trained, where)
     return 0
+
+
+@contextlib.contextmanager
+def _no_empty_folder(out):
+    """Impossible settings leave nothing behind."""
+    try:
+        yield
+    except ValueError:
+        with contextlib.suppress(OSError):  # it holds something
+            out.rmdir()
+        raise
 
 
 def _evaluate(args):

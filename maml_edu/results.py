@@ -107,7 +107,9 @@ def write_result(path: str | Path, result: dict) -> None:
 
 
 def read_results(folder: str | Path = "results") -> dict[str, dict]:
-    """All stored results of a folder, by file name without .json."""
+    """All stored results of a folder, by file name without .json; FileNotFoundError if there is no such folder."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"there is no folder {folder!s} in {Path.cwd()}: notebooks are run in their own folder")
     return {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(Path(folder).glob("*.json"))}
 
 
@@ -134,8 +136,8 @@ def omniglot_runs(results: dict[str, dict]) -> dict[tuple, dict[str, dict]]:
 def over_seeds(runs: list[dict]) -> tuple[float, float] | None:
     """Mean accuracy over runs, and the half-width of its 95 % interval over all their test tasks together.
 
-    The interval says how well the test tasks know these networks, not how other seeds would do. None if a task of any
-    run diverged.
+    The interval says how well these networks are known from their test tasks, not how other seeds would do. None if a
+    task of any run diverged.
     """
     scores = [headline(r) for r in runs]
     if any(score["mean"] is None for score in scores):

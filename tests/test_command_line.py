@@ -280,3 +280,27 @@ def test_an_unknown_preset_in_the_environment_is_named(tmp_path, capsys, monkeyp
     monkeypatch.setenv("MAML_EDU_PRESET", "enormous")
     assert main(["train", "--dataset", "sine", "--out", str(tmp_path)]) == 2
     assert "MAML_EDU_PRESET='enormous' is no preset; choose smoke, quick or full" in capsys.readouterr().err
+
+
+def test_an_interruption_while_scoring_is_one_line_and_resumes(tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command_line, "_score_and_write", interrupted)
+        assert train(tmp_path) == 130
+    err = capsys.readouterr().err
+    assert "no result written" in err and "--resume" in err and "Traceback" not in err
+    assert not (tmp_path / "result.json").exists()
+    assert train(tmp_path, "--resume") == 0 and read(tmp_path)["metric"] == "loss"
+
+
+def test_flags_are_not_abbreviated(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train(tmp_path, "--iter", "5")
+    assert "--iter" in capsys.readouterr().err
+
+
+def test_impossible_settings_leave_no_folder(tmp_path):
+    assert train(tmp_path / "run", "--tasks", "0") == 2
+    assert not (tmp_path / "run").exists()

@@ -328,5 +328,6 @@ def test_changes_that_fit_nowhere(changes):
 if __name__ == "__main__":
     if sys.argv[1:2] != ["--run"] or len(sys.argv) < 3:
         raise SystemExit(__doc__)
-    given = dict(map(parse, sys.argv[3:]))
-    sys.exit(run_cells(sys.argv[2], given))
+    notebook, given = Path(sys.argv[2]).resolve(), dict(map(parse, sys.argv[3:]))
+    os.chdir(notebook.parent)  # where its kernel would start
+    sys.exit(run_cells(notebook, given))

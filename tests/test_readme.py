@@ -75,6 +75,15 @@ def benchmark_table():
             if any(cell != "–" for cell in row.values()):
                 lines.append(f"| {name} | {' | '.join(row.get(c, '–') for c in columns)} |")
         lines.append("")
+    memory = json.loads((BENCHMARKS / "conv4_memory.json").read_text(encoding="utf-8"))
+    weighed = {}
+    for row in memory["rows"]:
+        if not row["first_order"]:
+            weighed.setdefault(row["contestant"], {})[row["K"]] = row["MiB"]
+    steps = sorted({row["K"] for row in memory["rows"]})
+    lines += [f"| memory, conv4, exact | {' | '.join(f'K = {K}' for K in steps)} |", "|---|" + "---|" * len(steps)]
+    lines += [f"| {name} | {' | '.join(f'{row[K]:,.0f} MiB' for K in steps)} |" for name, row in weighed.items()]
+    lines.append("")
     versions = stored["provenance"]["versions"]
     used = ", ".join(
         f"{name} {versions[name]}" for name in ("torch", "higher", "torchopt", "jax") if versions.get(name)

@@ -95,7 +95,8 @@ def test_results_of_a_folder(tmp_path):
     (tmp_path / "notes.txt").write_text("no result")
     found = read_results(tmp_path)
     assert list(found) == ["a", "b"] and found["b"]["experiment"] == "b"
-    assert read_results(tmp_path / "nowhere") == {}
+    with pytest.raises(FileNotFoundError, match="own folder"):
+        read_results(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("broken", ["replace", "encoding"])

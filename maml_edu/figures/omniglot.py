@@ -265,12 +265,12 @@ def learned_rates(ax: Axes, alpha: Sequence[Mapping[str, Tensor]], start: float,
         dict(marker="s", markerfacecolor="white", color=COLOURS["fomaml"]),
         dict(marker="^", markerfacecolor="white", color=COLOURS["reptile"]),
         dict(marker="D", markerfacecolor="white", color=COLOURS["joint"]),
+        dict(marker="v", markerfacecolor=COLOURS["oracle"], color=COLOURS["oracle"]),
     ]
     for j, rates in enumerate(alpha):
         look = {**marks[j % len(marks)], "markeredgewidth": 2, "linestyle": "none"}
-        rows = [
-            i + 0.14 * (2 * j - len(alpha) + 1) for i in range(len(names))
-        ]  # side by side, so that none hides another
+        apart = min(0.28, 0.8 / len(alpha))  # side by side, so that none hides another
+        rows = [i + apart * (j - (len(alpha) - 1) / 2) for i in range(len(names))]
         ax.plot([float(rates[name].mean()) for name in names], rows, label=f"inner step {j + 1}", **look)
     ax.axvline(start, color=COLOURS["before"], linestyle="--", linewidth=1.5)
     ax.text(start, -0.75, f" start: {start:g}", fontsize=11, va="center")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from ..results import PUBLISHED_OMNIGLOT, headline, over_seeds
 from ..results import omniglot_runs as _runs
-from .style import COLOURS, points
+from .style import COLOURS, STYLES
 
 __all__ = ["omniglot_runs", "omniglot_table", "step_size_study"]
 
@@ -35,7 +35,16 @@ def omniglot_table(results: Mapping[str, dict]) -> str:
 
 def omniglot_runs(results: Mapping[str, dict]) -> str:
     """Protocol and provenance of every stored Omniglot result."""
-    rows = [("result", "accuracy, %", "split, network", "training", "inner steps, α", "where, how long")]
+    rows = [
+        (
+            "result",
+            "accuracy, %",
+            "split, network",
+            "training",
+            "inner steps in training → at test, α",
+            "where, how long",
+        )
+    ]
     for name, r in (one for group in _runs(results).values() for one in group.items()):
         p, where = r["protocol"], r["provenance"]
         score = headline(r)
@@ -82,23 +91,25 @@ def _markdown(rows):
 # ---------------------------------------------------------------- the step size at 20 ways
 
 
-def step_size_study(ax: Axes, results: Mapping[str, dict]) -> Axes:
-    """Accuracy in % of the runs `…_alpha<α>_seed<s>`: a mark with its interval per seed, a bar at the mean per α."""
-    groups: dict[str, list[dict]] = {}
-    for name, r in sorted(results.items()):
-        if "_maml_alpha" in name and name.startswith("omniglot_20way_1shot"):
-            learned = r["protocol"].get("alpha_learned")
-            groups.setdefault("learned" if learned else f"{r['protocol']['alpha']:g}", []).append(r)
-    shown = sorted(groups, key=lambda label: (label == "learned", label))
-    for place, label in enumerate(shown):
-        runs = groups[label]
-        mean, _ = over_seeds(runs)
-        ax.plot([place - 0.25, place + 0.25], [100 * mean] * 2, color=COLOURS["truth"], linewidth=1.5)
-        for i, score in enumerate(map(headline, runs)):
-            at = place + 0.14 * (2 * i - len(runs) + 1)
-            ax.errorbar(at, 100 * score["mean"], yerr=100 * score["half_width"], capsize=4, **points("maml"))
-    ax.set_xticks(range(len(shown)), [label if label == "learned" else f"α = {label}" for label in shown])
-    ax.set_xlim(-0.5, len(shown) - 0.5)
+def step_size_study(ax: Axes, study: Mapping[str, dict]) -> Axes:
+    """Accuracy in % against inner steps at test, a line with 95 % intervals for every result; study: label → result.
+
+    The last one stands out; the others are black, told apart by dashes and marks.
+    """
+    dashes = [dict(linestyle=d, marker=m) for d, m in ((":", "D"), ("-.", "^"), ("--", "s"))]
+    looks = [*({**look, "color": COLOURS["truth"], "linewidth": 1.5} for look in dashes), STYLES["maml"]]
+    last, ends = max(len(r["per_step"]) for r in study.values()) - 1, []
+    for (label, r), look in zip(study.items(), looks, strict=True):
+        means, halves = ([100 * s[key] for s in r["per_step"]] for key in ("mean", "half_width"))
+        ax.errorbar([s["step"] for s in r["per_step"]], means, yerr=halves, capsize=3, **look)
+        ends.append((means[-1], label, look["color"]))
+    height = -float("inf")
+    for mean, label, colour in sorted(ends):
+        height = max(mean, height + 0.06 * 100)  # labels keep clear of each other
+        ax.text(last + 0.2, height - 3, f"{label}: {mean:.1f}", color=colour, va="center")
+    ax.set_xlim(-0.2, last + 0.1)
+    ax.set_ylim(0, 100)
+    ax.set_xlabel("inner steps at test")
     ax.set_ylabel("queries right, %")
-    ax.grid(axis="y", alpha=0.25)
+    ax.grid(alpha=0.25)
     return ax
