@@ -1,4 +1,7 @@
-"""The command line: python -m maml_edu train | evaluate | data. Every run leaves result.json and checkpoint.pt."""
+"""The command line: python -m maml_edu train | evaluate | data | handout | slides.
+
+Every run leaves result.json and checkpoint.pt; handout and slides are for teachers.
+"""
 
 import argparse
 import contextlib
@@ -53,7 +56,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     try:
-        return {"train": _train, "evaluate": _evaluate, "data": _data}[args.command](args)
+        run = {"train": _train, "evaluate": _evaluate, "data": _data, "handout": _handout, "slides": _slides}
+        return run[args.command](args)
+    except ModuleNotFoundError as error:
+        print(f"maml_edu: this needs one more package: pip install {error.name}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # inside the training loop `train` handles it
         started = args.command == "train" and (args.out / "checkpoint.pt").exists()
         way_on = "; the training so far is kept: give the command again with --resume" if started else ""
@@ -126,6 +133,15 @@ def _parser():
     data = commands.add_parser("data", help="download Omniglot, or verify it where MAML_EDU_DATA points")
     data.add_argument("--root", default=None)
     data.set_defaults(threads=1)
+    handout = commands.add_parser("handout", help="copy the notebooks for students: no outputs, exercises open")
+    handout.add_argument("out", type=Path, help="a new folder")
+    handout.add_argument("notebooks", type=Path, nargs="*", help="default: all of the series")
+    handout.add_argument("--solutions", action="store_true", help="with the reference in place of every stub")
+    slides = commands.add_parser("slides", help="slides of a notebook as one HTML file that needs no network")
+    slides.add_argument("notebook", type=Path)
+    slides.add_argument("out", type=Path, help="an HTML file")
+    for p in (handout, slides):
+        p.set_defaults(threads=1)
     return parser
 
 
@@ -396,6 +412,21 @@ def _data(args):
 
     found = omniglot(args.root)
     print(f"Omniglot: {len(found.names)} characters of {len(set(found.alphabets))} alphabets, content verified")
+    return 0
+
+
+def _handout(args):
+    from .handouts import write_handout
+
+    written = write_handout(args.out, args.notebooks, args.solutions)
+    print(f"wrote {len(written)} notebooks to {args.out}{', solved' if args.solutions else ''}")
+    return 0
+
+
+def _slides(args):
+    from .slides import write_slides
+
+    print(f"wrote {write_slides(args.notebook, args.out)} slides to {args.out}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a notebook says about its own results (`claim`) and about the reader's (`check`, `hint`, `solution`).
+"""What a notebook says about its own results (`claim`) and about yours (`check`, `progress`, `hint`, `solution`).
 
 Nothing here raises because of what a student wrote: a changed cell or a wrong answer gets a printed line,
 and the notebook runs on.
@@ -6,17 +6,25 @@ and the notebook runs on.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import json
 import linecache
+import os
+import stat
+import tempfile
 import textwrap
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from maml_edu.diagnosis import Diagnosis, diagnose  # noqa: F401  they are part of this module's interface
 from maml_edu.exercises import Exercise, registry
 
 # ----------------------------------------------------------------------------------------------------
@@ -59,14 +67,25 @@ def _name(error: BaseException) -> str:
 
 
 def check(number: str, answer: Any) -> None:
-    """Say whether `answer`, a function or a predicted value, is right, and if not, where it differs."""
+    """Say whether `answer`, a function or a predicted value, is right, and if not, where it differs.
+
+    The outcome is kept for `progress`, unless nothing was written yet.
+    """
     if (exercise := _find(number)) is None:
         return
+    solved = _judge(exercise, answer)
+    if solved is not None:
+        _record(exercise.number, CORRECT if solved else NOT_YET)
+
+
+def _judge(exercise: Exercise, answer: Any) -> bool | None:
+    """Print the verdict; True for correct, False for not yet, None for not done."""
     if _unfinished(answer):
         return _not_done(exercise)
     if not exercise.is_prediction and not callable(answer):
         name = type(answer).__name__
-        return _say(exercise, f"not yet: pass your function itself, without calling it (this is a {name}).")
+        _say(exercise, f"not yet: pass your function itself, without calling it (this is a {name}).")
+        return False
 
     function = answer if callable(answer) else (lambda: answer)
     cases = exercise.cases()
@@ -76,18 +95,21 @@ def check(number: str, answer: Any) -> None:
         # A stub may raise NotImplementedError; an `...` left in the body ends in a TypeError that names it.
         if isinstance(error, NotImplementedError) or "ellipsis" in str(error):
             return _not_done(exercise)
-        return _say(exercise, f"your code raised {_name(error)}{_where(error)}")
+        _say(exercise, f"your code raised {_name(error)}{_where(error)}")
+        return False
     if any(_unfinished(output) for output in yours):
         return _not_done(exercise)
 
     expected = _run(exercise.reference, exercise.cases())
     difference = _first_difference(yours, expected, exercise.tolerance)
     if difference is None:
-        return _say(exercise, "correct." + (f" {exercise.remark}" if exercise.remark else ""))
+        _say(exercise, "correct." + (f" {exercise.remark}" if exercise.remark else ""))
+        return True
 
     lines = _describe(difference, len(expected), spoil=not exercise.is_prediction)
     lines += [message for message, wrong in exercise.mistakes.items() if _same(yours, wrong, exercise)][:1]
     _say(exercise, "not yet.", *lines)
+    return False
 
 
 def hint(number: str, n: int = 1) -> None:
@@ -95,7 +117,7 @@ def hint(number: str, n: int = 1) -> None:
     if (exercise := _find(number)) is None:
         return
     total = len(exercise.hints)
-    if 1 <= n <= total:
+    if isinstance(n, int) and 1 <= n <= total:
         print(f"Exercise {exercise.number}, hint {n} of {total}: {exercise.hints[n - 1]}")
     else:
         print(f'Exercise {number} has hints 1 to {total}; solution("{number}") shows an answer.')
@@ -110,7 +132,7 @@ def solution(number: str) -> None:
 def _find(number: str) -> Exercise | None:
     exercise = registry().get(str(number))
     if exercise is None:
-        print(f"There is no exercise {number}; there are {', '.join(registry()) or 'none'}.")
+        print(f"There is no exercise {number}; there are {', '.join(sorted(registry())) or 'none'}.")
     return exercise
 
 
@@ -168,6 +190,147 @@ def _where(error: Exception) -> str:
 def _same(yours: list[Any], wrong: Callable, exercise: Exercise) -> bool:
     """Whether the student's outputs are those of a known mistake."""
     return _first_difference(yours, _run(wrong, exercise.cases()), exercise.tolerance) is None
+
+
+# ----------------------------------------------------------------------------------------------------
+# Progress: one small file per working folder. Nothing that can go wrong with it may disturb or delay a check.
+
+PROGRESS_FILE = ".maml_edu_progress.json"
+CORRECT, NOT_YET = "correct", "not yet"
+_LARGEST = 1 << 20  # bytes; a progress file is a few hundred
+_LOCK_WAIT, _LOCK_AGE = 0.5, 5.0  # seconds: how long a check waits for another writer; when a lock counts as left over
+_unsaved: dict[str, str] = {}  # outcomes that could not be written, until this notebook's kernel ends …
+_not_kept = ""  # … and why
+
+
+def progress() -> None:
+    """Print one line per notebook: exercises solved, tried and in all, and which are open.
+
+    `check` keeps outcomes in `.maml_edu_progress.json` in the folder the notebook runs in, or in the folder that
+    the environment variable MAML_EDU_PROGRESS names; set to nothing, it switches this off. The file never leaves the
+    machine. Delete it to start afresh.
+    """
+    known, problem, path = {}, "", None
+    try:
+        path = _progress_path()
+        known = _read_progress(path) if path else {}
+    except FileNotFoundError:
+        problem = "no outcome yet"
+    except (OSError, RuntimeError, ValueError) as error:
+        problem = _reason(error)
+    _print_progress(_merged(known, _unsaved))
+    if _unsaved:
+        print(f"Your progress cannot be kept{f' in {path}' if path else ''}: {_not_kept}.")
+        print("It is remembered until the kernel restarts. To keep it, set the environment variable MAML_EDU_PROGRESS")
+        print("to a folder in which you may write, before you start Jupyter.")
+    elif path is None:
+        print(f"Nothing is kept: {problem or 'the environment variable MAML_EDU_PROGRESS is set to nothing'}.")
+    elif problem == "no outcome yet":
+        print(f"Nothing is kept yet. Outcomes will go to {path}.")
+    elif problem:
+        print(f"{path} is not read: {problem}. Delete it to start afresh.")
+    else:
+        print(f"Kept in {path}. Delete this file to start afresh.")
+
+
+def _print_progress(outcomes: dict[str, str]) -> None:
+    notebooks: dict[str, list[str]] = {}
+    for number in sorted(registry(), key=lambda number: [int(part) for part in number.split(".")]):
+        notebooks.setdefault(number.split(".")[0], []).append(number)
+    print("notebook   solved   tried   in all   open")
+    for notebook, numbers in notebooks.items():
+        solved = [number for number in numbers if outcomes.get(number) == CORRECT]
+        tried = [number for number in numbers if number in outcomes]
+        still_open = ", ".join(number for number in numbers if number not in solved) or "none"
+        print(f"{notebook.zfill(2):8} {len(solved):8d} {len(tried):7d} {len(numbers):8d}   {still_open}")
+
+
+def _reason(error: BaseException) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).rstrip(".").lower()
+
+
+def _progress_path() -> Path | None:
+    """The file, or None where MAML_EDU_PROGRESS is empty. It need not exist."""
+    folder = os.environ.get("MAML_EDU_PROGRESS")
+    if folder is None:
+        return Path(PROGRESS_FILE).absolute()
+    return Path(folder).expanduser().absolute() / PROGRESS_FILE if folder else None
+
+
+def _record(number: str, outcome: str) -> None:
+    """Add one outcome to the file. Whatever prevents that is remembered for `progress`, never raised."""
+    global _not_kept
+    new = _merged(_unsaved, {number: outcome})
+    try:
+        path = _progress_path()
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path.with_name(f"{PROGRESS_FILE}.lock")):
+            try:
+                known = _read_progress(path)
+            except (FileNotFoundError, ValueError):  # none yet, or damaged: written anew
+                known = {}
+            if (outcomes := _merged(known, new)) != known:
+                _replace(path, json.dumps(outcomes, indent=1, sort_keys=True))
+        _unsaved.clear()
+    except Exception as error:
+        _unsaved.update(new)
+        _not_kept = _reason(error)
+
+
+def _merged(known: dict[str, str], new: dict[str, str]) -> dict[str, str]:
+    """Once correct stays correct."""
+    return known | {number: outcome for number, outcome in new.items() if known.get(number) != CORRECT}
+
+
+def _read_progress(path: Path) -> dict[str, str]:
+    """OSError if there is no file or it may not be read, ValueError if it holds something else."""
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST:
+        raise ValueError("it is not a progress file")
+    try:
+        outcomes = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError("it is damaged") from error
+    if not isinstance(outcomes, dict) or not set(map(str, outcomes.values())) <= {CORRECT, NOT_YET}:
+        raise ValueError("it is not a progress file")
+    return outcomes
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside the file, then put it in its place: a reader sees the old text or the new, never half of one."""
+    handle, beside = tempfile.mkstemp(prefix=path.name, suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One writer at a time. A lock that a killed kernel left is removed; after half a second we go on without one."""
+    deadline, mine = time.monotonic() + _LOCK_WAIT, False
+    while not mine:
+        try:
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            mine = True
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - lock.stat().st_mtime > _LOCK_AGE:
+                    lock.unlink()
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+    try:
+        yield
+    finally:
+        if mine:
+            lock.unlink(missing_ok=True)
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from maml_edu import figures
 from maml_edu.figures import COLOURS, STYLES, apply_style, explore, line, new_axes, points, show, style
 
 MEANINGS = {"support", "query", "before", "after", "maml", "fomaml", "reptile", "joint", "oracle", "truth"}
-TOPICS = ("chain_rule", "episodes", "first_order", "hessian", "omniglot", "sine", "style", "tasks")
+TOPICS = ("bug_hunt", "chain_rule", "episodes", "first_order", "hessian", "omniglot", "omniglot_results")
+TOPICS += ("sine", "start", "style", "tasks")
 PNG = b"\x89PNG"
 
 
@@ -102,6 +103,13 @@ def test_the_slider_changes_the_picture(displayed, monkeypatch):
     made["SelectionSlider"].value = 2
     second = bytes(made["Image"].value)
     assert first.startswith(PNG) and second.startswith(PNG) and first != second
+
+
+@pytest.mark.parametrize("stills, strip", [((1, 5), [1, 5]), ((9,), [1, 2, 4, 5]), (None, [1, 2, 4, 5])])
+def test_stills_choose_the_strip(stills, strip, displayed):
+    drawn = []
+    explore(lambda value, ax: drawn.append(value), [1, 2, 3, 4, 5], "value", "Nothing.", stills)
+    assert drawn == [1, 2, 3, 4, 5, *strip]
 
 
 def test_an_error_in_one_frame_is_raised(displayed):

@@ -18,6 +18,10 @@ import nbformat
 import pytest
 
 CHANGES: dict[str, list[dict[str, str]]] = {
+    "00_start_here": [
+        {"AMPLITUDE": "8.0", "PHASE": "-1.0", "SHOTS": "25", "STEPS": "12", "SEED": "14", "PHASES": "(1.0, 1.0)"},
+        {"AMPLITUDE": "0.5", "SHOTS": "1", "STEPS": "0", "PHASES": "(0.0, math.pi)"},
+    ],
     "01_tasks_and_the_bilevel_objective": [
         {"AMPLITUDE": "(1.0, 2.0)", "SIZES": "(1, 10, 1)", "METHOD": "joint"},
         {"AMPLITUDE": "(3.0, 3.0)", "PHASE": "(1.0, 1.0)", "ACTIVATION": '"softplus"', "BUDGET": "1"},
@@ -65,7 +69,15 @@ CHANGES: dict[str, list[dict[str, str]]] = {
         {"AMPLITUDE": "(0.1, 1.0)", "PHASE": "(0.0, 2 * math.pi)", "SHOTS": "5"},
         {"ALPHA": "0.03", "STEPS": "5", "METHOD": '"reptile"'},
         {"SIZES": "(1, 20, 20, 1)", "ACTIVATION": '"tanh"', "TEST_SHOTS": "20", "METHOD": '"fomaml"'},
-        {"SHOWN_AMPLITUDE": "0.5", "SHOWN_PHASE": "3.0", "SUPPORT_X": "[-2.0, 2.0]", "STEPS": "2"},
+        {
+            "SHOWN_AMPLITUDE": "0.5",
+            "SHOWN_PHASE": "3.0",
+            "SUPPORT_X": "[-2.0, 2.0]",
+            "STEPS": "2",
+            "SLIDER_STEPS": "[0, 1, 2, 5, 10, 50]",
+            "FILM_SEED": "14",
+            "FILM_STEPS": "3",
+        },
         {
             "SHOTS": "20",
             "cell:nb05-model": "from torch import nn\n"
@@ -75,6 +87,17 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "    return from_module(nn.Sequential(nn.Linear(inputs, 20), nn.Tanh(), nn.Linear(20, 1)))\n"
             "def tasks_of(shots, queries, reveal=False):\n"
             "    return lambda n, generator: sines.sample(n, shots, queries, generator=generator, reveal=reveal)",
+        },
+    ],
+    "06_is_it_really_maml": [
+        {"STEPS": "1", "ALPHA": "0.01", "SHOTS": "5", "MORE_STEPS": "1"},
+        {"STEPS": "3", "ACTIVATION": '"relu"', "SIZES": "(1, 40, 40, 1)", "MORE_STEPS": "5"},
+        {
+            "cell:nb06-model": "net = nn.Sequential(nn.Linear(1, 9), nn.Tanh(), nn.Linear(9, 1))\n"
+            "model = from_module(net.double())\nloss = mse(model.apply)",
+            "AMPLITUDE": "(1.0, 1.0)",
+            "PHASE": "(0.0, 0.5)",
+            "TASKS": "10",
         },
     ],
     "07_few_shot_classification": [
@@ -115,6 +138,7 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "METHOD": '"reptile"',
             "SINE_STEPS": "5",
             "TOY_STEPS": "10",
+            "TOY_ALPHAS": "[0.0, 0.3, 0.8]",
             "FACTOR_STEPS": "(1, 5, 20)",
             "TAYLOR_STEPS": "(1, 4, 16)",
             "DELTA": "1e-1",

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-MODULES = ("tasks", "chain_rule", "hessian", "first_order", "sine", "episodes", "omniglot")
+MODULES = ("start", "tasks", "chain_rule", "hessian", "first_order", "sine", "bug_hunt", "episodes", "omniglot")
 
 
 def no_arguments() -> list[tuple]:

@@ -5,6 +5,9 @@ import math
 import torch
 
 from maml_edu.exercises import Exercise
+from maml_edu.meta_gradient import adapt
+from maml_edu.models import conv4, cross_entropy
+from maml_edu.tasks import TaskBatch
 
 # ---------------------------------------------------------------- 7.1
 
@@ -138,6 +141,63 @@ def _only_labels_counted():
     return which_are_transductive() | {"transductive": False}
 
 
+# ---------------------------------------------------------------- 7.5
+
+
+def two_accuracies(apply, phi, batch):
+    together = apply(phi, batch.query_x)
+    alone = [apply(phi, q, context=torch.cat([batch.support_x, q], 1)) for q in batch.query_x.split(1, dim=1)]
+    right = [logits.argmax(-1) == batch.query_y for logits in (together, torch.cat(alone, 1))]
+    return tuple(r.double().mean(1) for r in right)
+
+
+def _adapted_network(seed, ways, shots):
+    """A small network after some inner steps, on noisy pictures of 8 × 8: (apply, φ, batch)."""
+    g = torch.Generator().manual_seed(seed)
+    model = conv4(ways, filters=6, image=8, generator=g, dtype=torch.float64)
+    label = torch.arange(ways).repeat(3, 1)  # [T, ways]
+    pattern = torch.rand(3, ways, 1, 8, 8, generator=g, dtype=torch.float64)
+
+    def draw(each):
+        x = pattern.repeat_interleave(each, 1)
+        return x + 0.4 * torch.randn(x.shape, generator=g, dtype=x.dtype), label.repeat_interleave(each, 1)
+
+    batch = TaskBatch(*draw(shots), *draw(8))
+    phi = adapt(cross_entropy(model.apply), model.theta, batch.support_x, batch.support_y, 0.5, 3)[-1]
+    return model.apply, phi, batch
+
+
+def _accuracies(apply, phi, batch, *contexts):
+    """One accuracy per context, for all queries in one call."""
+    right = [apply(phi, batch.query_x, context=c).argmax(-1) == batch.query_y for c in contexts]
+    return tuple(r.double().mean(1) for r in right)
+
+
+def _both_together(apply, phi, batch):
+    return _accuracies(apply, phi, batch, None, None)
+
+
+def _support_only(apply, phi, batch):
+    return _accuracies(apply, phi, batch, None, batch.support_x)
+
+
+def _support_and_all_queries(apply, phi, batch):
+    return _accuracies(apply, phi, batch, None, torch.cat([batch.support_x, batch.query_x], 1))
+
+
+def _alone_without_support(apply, phi, batch):
+    alone = torch.cat([apply(phi, q) for q in batch.query_x.split(1, dim=1)], 1)
+    return two_accuracies(apply, phi, batch)[0], (alone.argmax(-1) == batch.query_y).double().mean(1)
+
+
+def _exchanged(apply, phi, batch):
+    return two_accuracies(apply, phi, batch)[::-1]
+
+
+def _one_number_for_all_tasks(apply, phi, batch):
+    return tuple(accuracy.mean() for accuracy in two_accuracies(apply, phi, batch))
+
+
 EXERCISES: list[Exercise] = [
     Exercise(
         number="7.1",
@@ -218,5 +278,30 @@ EXERCISES: list[Exercise] = [
             "Take one query and exchange all the others. Does any number that enters its answer change?",
             "Mean and variance of a batch depend on every picture in the batch. Which pictures are in it?",
         ),
+    ),
+    Exercise(
+        number="7.5",
+        title="The same network, with and without transduction",
+        reference=two_accuracies,
+        cases=lambda: [_adapted_network(75, 4, 1), _adapted_network(76, 3, 2)],
+        mistakes={
+            "Both numbers use all queries together. For the second, only the support set and the query itself may "
+            "enter the statistics.": _both_together,
+            "In the second the statistics come from the support set only. That is not transductive either, but it is "
+            "another row of the table: the query itself is missing.": _support_only,
+            "In the second the context holds all queries: they still see each other. Split them "
+            "first.": _support_and_all_queries,
+            "In the second a query is normalised by itself alone: the support set is missing from the "
+            "context.": _alone_without_support,
+            "The two are exchanged: first with all queries together.": _exchanged,
+            "One number per task is asked for, not the mean over tasks: average over axis 1 "
+            "only.": _one_number_for_all_tasks,
+        },
+        hints=(
+            "apply(phi, x) takes mean and variance from x itself; apply(phi, x, context=c) takes them from c.",
+            "batch.query_x.split(1, dim=1) gives the queries one at a time, each [T, 1, 1, 28, 28].",
+            "The context of one query q is torch.cat([batch.support_x, q], 1).",
+        ),
+        remark="Same weights, same pictures: whatever differs between the two is transduction.",
     ),
 ]

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from ..meta_gradient import adapt
+from ..meta_gradient import adapt, hvp
 from ..models import mlp, mse
 from ..sine import SineTasks
 from . import Exercise
@@ -59,7 +59,29 @@ def _mean_over_tasks(loss, params, x, y, v):
     return {name: t / x.shape[0] for name, t in my_hvp(loss, params, x, y, v).items()}
 
 
+# ---- 3.2
+
+
+def best_exponent_one_sided():
+    # error ≈ ε·|third derivatives| + rounding/ε: smallest near ε = √(machine epsilon) = √(2e-16) ≈ 1.5e-8
+    return 0.5 * math.log10(torch.finfo(torch.float64).eps)
+
+
 # ---- 3.3
+
+
+def epsilons_beside_a_kink():
+    slope = torch.func.grad(lambda w: 0.5 * torch.relu(w) ** 2 + torch.relu(w))
+    w = torch.tensor(3e-5, dtype=torch.float64)  # right of the kink: the second derivative is 1
+    error = {}
+    for exponent in range(-10, 0):
+        epsilon = 10.0**exponent
+        error[exponent] = abs((slope(w + epsilon) - slope(w - epsilon)) / (2 * epsilon) - 1)
+    largest_good = max(exponent for exponent in error if error[exponent] < 0.01)
+    return largest_good, max(error, key=error.get)
+
+
+# ---- 3.4
 
 
 def hvps_and_order():
@@ -69,7 +91,7 @@ def hvps_and_order():
     return hessian_vector_products, highest_derivative
 
 
-# ---- 3.4
+# ---- 3.5
 
 
 def _pull_back_cases():
@@ -85,33 +107,39 @@ def _pull_back_cases():
 
 def my_pull_back(loss, path, x, y, alpha, v):
     for theta_j in reversed(path[:-1]):
-        hv = my_hvp(loss, theta_j, x, y, {name: alpha[name] * v[name] for name in v})
+        hv = hvp(loss, theta_j, x, y, {name: alpha[name] * v[name] for name in v})
         v = {name: v[name] - hv[name] for name in v}
     return v
 
 
-def _along(points, inside=True, sign=1.0, rate=True):
-    """Wrong recursions: at other points, in another order, with α elsewhere."""
+def _always_the_first_v(loss, path, x, y, alpha, v):
+    total = v
+    for theta_j in reversed(path[:-1]):
+        hv = hvp(loss, theta_j, x, y, {name: alpha[name] * v[name] for name in v})
+        total = {name: total[name] - hv[name] for name in v}
+    return total
+
+
+def _three_products(loss, path, x, y, alpha, v):
+    for theta_j in [path[min(j, len(path) - 1)] for j in (2, 1, 0)]:
+        hv = hvp(loss, theta_j, x, y, {name: alpha[name] * v[name] for name in v})
+        v = {name: v[name] - hv[name] for name in v}
+    return v
+
+
+def _along(points, inside=True, outside=False, sign=1.0, rate=True):
+    """Wrong recursions: at other points, in another order, with α elsewhere, twice or not at all."""
 
     def pull_back(loss, path, x, y, alpha, v):
         for theta_j in points(path):
             a = alpha if rate else {name: torch.ones_like(t) for name, t in alpha.items()}
-            if inside:
-                hv = my_hvp(loss, theta_j, x, y, {name: a[name] * v[name] for name in v})
-            else:
-                hv = {name: a[name] * t for name, t in my_hvp(loss, theta_j, x, y, v).items()}
+            hv = my_hvp(loss, theta_j, x, y, {name: a[name] * v[name] for name in v} if inside else v)
+            if outside:
+                hv = {name: a[name] * t for name, t in hv.items()}
             v = {name: v[name] - sign * hv[name] for name in v}
         return v
 
     return pull_back
-
-
-# ---- 3.2
-
-
-def best_exponent_one_sided():
-    # error ≈ ε·|third derivatives| + rounding/ε: smallest near ε = √(machine epsilon) = √(2e-16) ≈ 1.5e-8
-    return 0.5 * math.log10(torch.finfo(torch.float64).eps)
 
 
 EXERCISES: list[Exercise] = [
@@ -135,7 +163,51 @@ EXERCISES: list[Exercise] = [
         remark="No H was built: the cost is a few gradients, at any number of parameters.",
     ),
     Exercise(
+        number="3.2",
+        title="the best ε of a one-sided difference",
+        reference=best_exponent_one_sided,
+        cases=lambda: [()],
+        mistakes={
+            "that is about the best ε of the central difference, whose truncation error is ε², not ε": lambda: -5,
+            "that is machine epsilon itself: θ + εv is then hardly different from θ": lambda: -16,
+            "there the truncation error still rules: it falls in proportion to ε": lambda: -3,
+            "the exponent is asked for, −8, not ε itself": lambda: 1e-8,
+            "the exponent is negative": lambda: 8,
+            "a little too large: balance ε against 10⁻¹⁶/ε": lambda: -6,
+            "too small: rounding, 10⁻¹⁶/ε, rules already": lambda: -10,
+        },
+        tolerance=0.18,  # −7, −8 and −9 count: the rule of thumb, −7.8, and about one on either side
+        hints=(
+            "Error ≈ aε + b/ε, where b is about machine epsilon, 2·10⁻¹⁶. Where is the minimum?",
+            "Set the derivative to zero: ε = √(b/a).",
+        ),
+    ),
+    Exercise(
         number="3.3",
+        title="ε beside a kink",
+        reference=epsilons_beside_a_kink,
+        cases=lambda: [()],
+        mistakes={
+            "10⁻⁴ is larger than the distance to the kink: w − ε lies on its other side": lambda: (-4, -4),
+            "10⁻⁵ does not reach the kink: there the difference is right": lambda: (-5, -5),
+            "the largest ε is not the worst: the jump is divided by 2ε, so a smaller ε that crosses is worse": (
+                lambda: (-5, -1)
+            ),
+            "at 10⁻¹⁰ there is rounding, and its error is small: look at the others again": lambda: (-5, -10),
+            "the two are exchanged: first the largest ε that is right, then the worst": lambda: (-4, -5),
+            "every smaller ε is right too; the largest is asked for": lambda: (-10, -4),
+            "the exponents are asked for, not ε itself": lambda: (1e-5, 1e-4),
+            "the exponents are negative": lambda: (5, 4),
+            "10⁻⁶ is right, but so is a larger one": lambda: (-6, -4),
+        },
+        hints=(
+            "slope(w + ε) − slope(w − ε) contains the jump exactly where w − ε < 0.",
+            "Among the ε that cross the kink, the error is about 1/(2ε). Which of them is the smallest?",
+        ),
+        remark="No U: the error grows as ε shrinks, and is gone as soon as ε no longer reaches the kink.",
+    ),
+    Exercise(
+        number="3.4",
         title="how many products, and which derivative",
         reference=hvps_and_order,
         cases=lambda: [()],
@@ -151,7 +223,7 @@ EXERCISES: list[Exercise] = [
         hints=("Count how often H_j appears in the recursion.", "What is the highest derivative inside I − αH_j?"),
     ),
     Exercise(
-        number="3.4",
+        number="3.5",
         title="pull back with one α per parameter",
         reference=my_pull_back,
         cases=_pull_back_cases,
@@ -166,33 +238,24 @@ EXERCISES: list[Exercise] = [
                 lambda path: reversed(path[1:])
             ),
             "α stands outside the product: the transpose of I − diag(α)H is I − H·diag(α)": _along(
-                lambda path: reversed(path[:-1]), inside=False
+                lambda path: reversed(path[:-1]), inside=False, outside=True
+            ),
+            "α is there twice, inside the product and outside: inside alone is right": _along(
+                lambda path: reversed(path[:-1]), outside=True
+            ),
+            "the Hessian term is doubled: one step takes away H(α∘v) once": _along(
+                lambda path: reversed(path[:-1]), sign=2.0
             ),
             "the sign is wrong: v − H(α∘v)": _along(lambda path: reversed(path[:-1]), sign=-1.0),
+            "the second product takes the v that the first one left, not the query gradient again": _always_the_first_v,
+            "this is right for K = 3 only, and the second case has K = 2: make a loop of it": _three_products,
+            "only the last step is pulled back": _along(lambda path: path[-2:-1]),
             "α is missing": _along(lambda path: reversed(path[:-1]), rate=False),
         },
         hints=(
-            "Walk through path[:-1] from its end to its start; path[-1] is φ, which no step starts from.",
+            "With K = 3 the points are path[2], path[1], path[0], in this order; path[3] is φ, where no step starts.",
             "At each point: u = α∘v, then v ← v − H u.",
         ),
         remark="With one number for α the place of α makes no difference; with one per parameter it does.",
-    ),
-    Exercise(
-        number="3.2",
-        title="the best ε of a one-sided difference",
-        reference=best_exponent_one_sided,
-        cases=lambda: [()],
-        mistakes={
-            "that is about the best ε of the central difference, whose truncation error is ε², not ε": lambda: -5,
-            "that is machine epsilon itself: θ + εv is then hardly different from θ": lambda: -16,
-            "there the truncation error still rules: it falls in proportion to ε": lambda: -3,
-            "the exponent is asked for, −8, not ε itself": lambda: 1e-8,
-            "the exponent is negative": lambda: 8,
-        },
-        tolerance=0.12,  # −7 and −8 count, each within one of the rule of thumb
-        hints=(
-            "Error ≈ aε + b/ε, where b is about machine epsilon, 2·10⁻¹⁶. Where is the minimum?",
-            "Set the derivative to zero: ε = √(b/a).",
-        ),
     ),
 ]

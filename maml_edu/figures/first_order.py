@@ -20,6 +20,7 @@ __all__ = [
     "scores_with_intervals",
     "taylor_coefficients",
     "three_directions",
+    "two_directions",
 ]
 
 NAMES = {"maml": "MAML", "fomaml": "FOMAML", "reptile": "Reptile", "joint": "joint training"}
@@ -31,6 +32,8 @@ _BY_STEPS = [
     dict(color="#888888", linestyle="-.", marker="^"),
     dict(color="#AAAAAA", linestyle=":", marker="D"),
 ]
+
+_ON_WHITE = dict(boxstyle="round,pad=0.1", facecolor="white", edgecolor="none", alpha=0.8)  # a label over lines
 
 
 def three_directions(
@@ -62,6 +65,7 @@ def three_directions(
             ha="center",
             va="top",
             fontsize=11,
+            bbox=_ON_WHITE,
         )
     ax.plot(*path.T, color=COLOURS["after"], marker=".", linewidth=1.5)
     ax.annotate("φ", path[-1], xytext=(-4, -16), textcoords="offset points", color=COLOURS["after"], fontsize=14)
@@ -77,6 +81,7 @@ def three_directions(
             va="center",
             ha="left" if step[0] > 0.3 else "center",
             fontweight="bold",
+            bbox=_ON_WHITE,
         )
     ax.set(
         xlim=(low[0], high[0]),
@@ -85,6 +90,45 @@ def three_directions(
         ylabel="θ₂  (steep direction)",
     )
     ax.set_aspect("equal")
+    return ax
+
+
+def two_directions(
+    ax: Axes,
+    curvature: Sequence[float],
+    centre: Sequence[float],
+    path: Tensor,
+    gradients: Mapping[str, Tensor],
+    degrees: float,
+    alpha: float,
+) -> Axes:
+    """The inner path [K+1, 2] on the support loss, −gradient of MAML and FOMAML at θ, and the angle between them.
+
+    One frame of a slider over α: what is shown of the plane depends on θ and the centre only. Arrows have one length.
+    """
+    path, start = path.numpy(), path[0].numpy()
+    reach = 1.3 * np.abs(start - np.asarray(centre)).max()
+    x, y = np.meshgrid(*(np.linspace(-reach, reach, 60) + middle for middle in centre))
+    value = 0.5 * (curvature[0] * (x - centre[0]) ** 2 + curvature[1] * (y - centre[1]) ** 2)
+    ax.contour(x, y, value, levels=[0.1, 0.5, 1.2, 2.2], colors=COLOURS["support"], linewidths=0.9)
+    ax.plot(*path.T, color=COLOURS["after"], marker=".", linewidth=1.3)
+    for method in ("fomaml", "maml"):
+        step = -0.5 * reach * gradients[method].numpy() / max(float(gradients[method].norm()), 1e-12)
+        arrow = dict(arrowstyle="-|>", color=COLOURS[method], linewidth=2.5, linestyle=line(method)["linestyle"])
+        ax.annotate("", start + step, start, arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 16})
+        ax.plot([], [], **line(method), label=NAMES[method])
+    ax.annotate("θ", start, xytext=(-14, -4), textcoords="offset points", fontsize=13)
+    if len(path) > 1 and np.abs(path[-1] - start).max() > 0.05 * reach:
+        ax.annotate("φ", path[-1], xytext=(5, -3), textcoords="offset points", fontsize=13, color=COLOURS["after"])
+    ax.set(
+        xlim=(centre[0] - reach, centre[0] + 0.25 * reach),
+        ylim=(centre[1] - 0.4 * reach, centre[1] + reach),
+        xlabel="θ₁ (flat)",
+        ylabel="θ₂ (steep)",
+        title=f"α = {alpha:g}: {degrees:.0f}°",
+    )
+    ax.set_aspect("equal")
+    ax.legend(loc="upper right", handlelength=1.6)
     return ax
 
 
@@ -99,7 +143,7 @@ def fixed_points_on_meta_loss(
     for method, (x, y) in points.items():
         if theta.min() <= x <= theta.max():
             look = STYLES[method] | {"linestyle": "none", "markersize": 11}
-            ax.plot([x], [y], **look, label=f"{NAMES[method]}, θ = {x:.2f}")
+            ax.plot([x], [y], **look, label=f"{NAMES[method]}, θ = {x:.3f}".replace("-", "−"))
             ax.vlines(x, 0, y, color=COLOURS[method], linestyle=line(method)["linestyle"], linewidth=1.3)
     ax.legend(loc="upper left")
     ax.set(xlabel="θ", ylabel="meta-loss", ylim=(0, None))
@@ -146,12 +190,12 @@ def gradients_against_theta(
     high = float(max(g.max() for g in gradients.values()))
     ax.fill_between(theta, low, high, where=wrong, color="#CCCCCC", alpha=0.7, linewidth=0)
     if wrong.any():
-        ax.plot([], [], color="#CCCCCC", linewidth=8, label="opposite signs")
+        ax.plot([], [], color="#CCCCCC", linewidth=8, label="signs differ")
     for method, gradient in gradients.items():
         ax.plot(theta, gradient, label=NAMES[method], **line(method))
     if mark is not None:
         ax.axvline(mark, color="black", linewidth=1, linestyle=":")
-    ax.legend(loc="best")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1.0, handlelength=1.5)
     ax.set(xlabel="θ", ylabel="meta-gradient")
     if high > low:
         ax.set_ylim(low, high)

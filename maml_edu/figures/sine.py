@@ -10,7 +10,16 @@ from torch import Tensor
 from ..evaluation import StepScore
 from .style import COLOURS, STYLES, line, points
 
-__all__ = ["adaptation", "alpha_sweep", "joint_function", "learning_curves", "mse_per_step", "paired_differences"]
+__all__ = [
+    "adaptation",
+    "adaptation_step",
+    "alpha_sweep",
+    "filmstrip",
+    "joint_function",
+    "learning_curves",
+    "mse_per_step",
+    "paired_differences",
+]
 
 LABELS = {
     "maml": "MAML",
@@ -19,6 +28,14 @@ LABELS = {
     "joint": "pre-trained",
     "oracle": "oracle",
 }
+# A wide pale band, so that a curve on top of it can be seen, in grey too.
+_SINE = line("truth") | {"linewidth": 6, "alpha": 0.18, "solid_capstyle": "butt"}
+
+# Several networks of one method: filled and solid, hollow and dashed.
+_NETWORKS = [
+    STYLES["maml"] | {"linestyle": dashes, "marker": marker, "markerfacecolor": fill}
+    for dashes, marker, fill in (("-", "o", COLOURS["maml"]), ("--", "s", "white"))
+]
 
 
 def learning_curves(ax: Axes, curves: dict[str, Tensor], every: int = 50) -> Axes:
@@ -62,23 +79,67 @@ def mse_per_step(ax: Axes, scores: dict[str, list[StepScore]], published: dict[i
 def adaptation(
     ax: Axes, x: Tensor, truth: Tensor, support: tuple[Tensor, Tensor], predictions: dict[int, Tensor], title: str
 ) -> Axes:
-    """One task: the sine, the support points, and the network after so many inner steps (darker = more)."""
-    ax.plot(x, truth, label="the sine", **{**line("truth"), "linewidth": 1.5, "linestyle": ":"})
+    """One task: the sine, the support points, and the network after so many inner steps (the last one solid)."""
+    ax.plot(x, truth, label="the sine", **_SINE)
     last = max(predictions)
     for step, y in predictions.items():
         look = line("before") if step == 0 else line("after")
-        alpha = 1.0 if step in (0, last) else 0.45
-        ax.plot(x, y, alpha=alpha, label=f"{step} steps" if step != 1 else "1 step", **look)
+        if step not in (0, last):
+            look |= {"linestyle": (0, (1, 1)), "alpha": 0.7}
+        ax.plot(x, y, label=f"{step} steps" if step != 1 else "1 step", **look)
     ax.plot(*support, label="support", **points("support"))
     ax.set_title(title)
     ax.set_xlabel("x")
+    if ax.get_subplotspec().is_first_col():
+        ax.set_ylabel("y")
     return ax
+
+
+def adaptation_step(
+    ax: Axes, x: Tensor, truth: Tensor, support: tuple[Tensor, Tensor], predictions: dict[str, Tensor]
+) -> Axes:
+    """One frame of a slider over inner steps: the network of each method at one step, on the sine and its support.
+
+    The vertical range comes from the sine alone, so that frames can be compared; a curve that leaves it is cut.
+    """
+    ax.plot(x, truth, **_SINE)
+    for method, y in predictions.items():
+        ax.plot(x, y, label=LABELS[method], **line(method))
+    ax.plot(*support, **points("support"))
+    height = max(float(truth.abs().max()), 0.5)
+    ax.set(xlabel="x", ylabel="y", ylim=(-2.2 * height, 1.4 * height))
+    ax.legend(loc="lower center", handlelength=1.6)  # narrow enough for a still
+    return ax
+
+
+def filmstrip(
+    axes: Sequence[Axes],
+    x: Tensor,
+    truth: Tensor,
+    support: tuple[Tensor, Tensor],
+    frames: Sequence[Tensor],
+    errors: Sequence[float],
+) -> Sequence[Axes]:
+    """Adaptation as a row of stills, one per inner step from 0: the network now, and dashed where it was before."""
+    height = 1.5 * max(float(truth.abs().max()), 0.5)
+    for step, (ax, now, error) in enumerate(zip(axes, frames, errors)):
+        ax.plot(x, truth, **_SINE | {"linewidth": 4})
+        if step:
+            ax.plot(x, frames[step - 1], **line("before") | {"linewidth": 1.2})
+        ax.plot(x, now, **line("after"))
+        ax.plot(*support, **points("support") | {"markersize": 5})
+        ax.set(xlabel="x", ylim=(-height, height), xticks=[-4, 0, 4])
+        ax.set_title(f"step {step}\nMSE {error:.2f}", fontsize=12)
+        if step:
+            ax.tick_params(labelleft=False)
+    axes[0].set_ylabel("y")
+    return axes
 
 
 def joint_function(ax: Axes, x: Tensor, learned: Tensor, closed_form: Tensor) -> Axes:
     """What joint training learned, over the mean of all sines."""
-    ax.plot(x, closed_form, label="mean of all sines, closed form", **{**line("truth"), "linewidth": 4, "alpha": 0.3})
-    ax.plot(x, learned, label="pre-trained network", **line("joint"))
+    ax.plot(x, closed_form, label="mean of all sines, closed form", **_SINE | {"linewidth": 8})
+    ax.plot(x, learned, label="pre-trained network", **line("joint") | {"linewidth": 2.5})
     ax.set_xlabel("x")
     ax.set_ylabel("y")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2)
@@ -99,11 +160,15 @@ def paired_differences(ax: Axes, differences: dict[str, tuple[float, float]]) ->
 def alpha_sweep(
     ax: Axes, alphas: Sequence[float], medians: dict[str, Sequence[float]], trained: dict[str, float]
 ) -> Axes:
-    """Median MSE after one step against the step size used at test; a triangle marks the one used in training."""
+    """Median MSE after one step against the step size used at test; a triangle marks the one used in training.
+
+    All are trained with MAML, so all are blue, and dashes and markers tell them apart.
+    """
     bottom = min(min(values) for values in medians.values()) / 2
-    for (label, values), look in zip(medians.items(), (line("maml"), line("fomaml"))):
-        ax.loglog(alphas, values, label=label, **look)
-        ax.plot(trained[label], bottom, marker="v", color=look["color"], markersize=11, clip_on=False, zorder=5)
+    for (label, values), look in zip(medians.items(), _NETWORKS):
+        ax.loglog(alphas, values, label=label, markersize=5, **look)
+        fill = {"markerfacecolor": look["markerfacecolor"], "markeredgewidth": 2}
+        ax.plot(trained[label], bottom, "v", color=look["color"], markersize=11, clip_on=False, zorder=5, **fill)
     ax.set_ylim(bottom, 20)
     ax.set_xlabel("α at test (▼ α in training)")
     ax.set_ylabel("median MSE, 1 step")

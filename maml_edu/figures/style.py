@@ -107,10 +107,13 @@ def show(fig: Figure, alt: str) -> None:
     _display({"image/png": png, "text/plain": f"[Figure: {alt}]"}, alt)
 
 
-def explore(draw: Callable[[Any, Axes], None], values: Sequence[Any], name: str, alt: str) -> None:
+def explore(
+    draw: Callable[[Any, Axes], None], values: Sequence[Any], name: str, alt: str, stills: Sequence[Any] | None = None
+) -> None:
     """A slider over `values` in a live notebook, and a strip of stills wherever the notebook is only read.
 
-    `draw(value, ax)` draws one picture. All are drawn at once, so an error in any appears in this cell.
+    `draw(value, ax)` draws one picture. All are drawn at once, so an error in any appears in this cell. stills: the
+    values shown in the strip; by default four, evenly spaced.
     """
     _require_alt(alt)
     if not len(values):
@@ -124,6 +127,8 @@ def explore(draw: Callable[[Any, Axes], None], values: Sequence[Any], name: str,
         frames.append(_png(fig, tight=False))  # every frame the same size: the picture must not jump
 
     chosen = np.unique(np.linspace(0, len(values) - 1, min(_STILLS, len(values))).round().astype(int))
+    if stills is not None:
+        chosen = [i for i, value in enumerate(values) if value in stills] or chosen
     fig, axes = plt.subplots(
         1, len(chosen), figsize=(_WIDTH, 2.6), sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
