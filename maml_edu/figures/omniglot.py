@@ -229,14 +229,14 @@ def outer_switches(axes: Sequence[Axes], iterations: int, steps: int, multi_step
     """Two axes: the learning rate under the cosine schedule, and the weights of the multi-step loss, per iteration."""
     at = np.linspace(0, iterations - 1, min(iterations, 200)).astype(int)
     axes[0].plot(at, [cosine(int(i), iterations) for i in at], **line("maml"))
-    axes[0].set_ylabel("learning rate / first one")
+    axes[0].set_ylabel("learning rate, as a share of lr")
     weights = [step_weights(multi_step, steps, int(i)) for i in at]
     weights = np.array([[0.0] * (steps - 1) + [1.0] if w is None else w.tolist() for w in weights])
-    earlier = "$w_1$" if steps == 2 else f"each of $w_1$ … $w_{{{steps - 1}}}$"
+    earlier = {2: "$w_1$", 3: "$w_1$ and $w_2$"}.get(steps, f"each of $w_1$ … $w_{{{steps - 1}}}$")
     for column, key, name, above in ((-1, "maml", f"$w_{{{steps}}}$", True), (0, "before", earlier, False)):
         axes[1].plot(at, weights[:, column], **line(key))
-        place = dict(ha="right", va="bottom" if above else "top", color=COLOURS[key])
-        axes[1].text(at[-1] / 3, weights[len(at) // 3, column] + (0.03 if above else -0.03), name, **place)
+        x, y = (at[-1] / 3, weights[len(at) // 3, column] + 0.03) if above else (0.55 * at[-1], 0.04)
+        axes[1].text(x, y, name, ha="right" if above else "left", va="bottom", color=COLOURS[key])
     axes[1].set_ylabel("weight of $L_q(\\theta_j)$")
     for ax in axes:
         ax.set_ylim(-0.05, 1.1)
