@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import functools
 import itertools
-import textwrap
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from .hypotheses import NUMBERS, gradient, hypotheses, nothing_kept, recursion
 from .hypotheses import problems as default_problems
-from .meta_gradient import Loss, Params, adapt, hvp
+from .meta_gradient import Loss, Params, adapt, hvp, maml
 from .tasks import TaskBatch
+from .trial import Complaint, Diagnosis, call
 
 MetaGradientFunction = Callable[[Loss, Params, TaskBatch, float, int], Params]
 
@@ -57,16 +55,6 @@ VERDICTS = {
 }
 
 
-class Diagnosis(NamedTuple):
-    """verdict: one word to compare with; explanation: what is computed, how far off it is, and what to change."""
-
-    verdict: str
-    explanation: str
-
-    def __str__(self) -> str:
-        return textwrap.fill(f"{self.verdict}: {self.explanation}", 96)
-
-
 def diagnose(meta_gradient_function: MetaGradientFunction) -> Diagnosis:
     """Say what `meta_gradient_function(loss, theta, batch, alpha, steps)` computes.
 
@@ -84,9 +72,9 @@ def diagnose(meta_gradient_function: MetaGradientFunction) -> Diagnosis:
     found, complaint = [], None
     for problem in problems:
         try:
-            first = _call(meta_gradient_function, problem)
-            second = _call(meta_gradient_function, problem)
-        except _Complaint as error:
+            first = call(meta_gradient_function, problem)
+            second = call(meta_gradient_function, problem)
+        except Complaint as error:
             return error.diagnosis
         complaint = complaint or first.complaint
         if complaint is None and _distance(first.flat, second.flat) > 1e-9:
@@ -111,104 +99,6 @@ def diagnose(meta_gradient_function: MetaGradientFunction) -> Diagnosis:
     if diagnosis.verdict in ("exact", "unknown") and not getattr(meta_gradient_function, "ordinary_only", False):
         return _beyond_the_ordinary(meta_gradient_function, problems[1], diagnosis)
     return diagnosis
-
-
-# ---------------------------------------------------------------- calling the function
-
-
-class _Complaint(Exception):
-    def __init__(self, verdict, explanation):
-        self.diagnosis = Diagnosis(verdict, explanation)
-
-
-class _Answer(NamedTuple):
-    flat: Tensor  # [D]
-    complaint: Diagnosis | None  # what it did on the way
-
-
-def _call(function, problem, alpha=None) -> _Answer:
-    theta = {name: p.detach().clone().requires_grad_() for name, p in problem.theta.items()}
-    batch = TaskBatch(*(t.clone() for t in problem.batch))
-    where = f" (T = {len(batch.support_x)}, K = {problem.steps})"
-    try:
-        with torch.enable_grad():
-            answer = function(problem.loss, theta, batch, problem.alpha if alpha is None else alpha, problem.steps)
-    except NotImplementedError as error:
-        raise _Complaint("error", "not written yet: it raises NotImplementedError.") from error
-    except _Complaint:  # of the adapter
-        raise
-    except (Exception, SystemExit) as error:  # whatever a student's function does is a finding, not a crash
-        message = str(error).strip().splitlines() or [""]
-        raise _Complaint("error", f"it raises {type(error).__name__}: {message[0]}{_why(message[0])}{where}") from error
-    changed = [n for n, p in problem.theta.items() if n not in theta or not torch.equal(theta[n].detach(), p)]
-    changed += [n for n in theta if n not in problem.theta or not theta[n].requires_grad]
-    if changed:
-        text = (
-            f"the call changes θ itself ({', '.join(changed)}). The inner loop must make new tensors, "
-            "θ_{j+1} = θ_j − α∇L, never write into θ (no in-place update, no `.data`, no shared dict or module). The "
-            "optimiser's step comes after all tasks."
-        )
-        try:
-            return _Answer(_flatten(answer, problem.theta), Diagnosis("theta-modified", text))
-        except _Complaint:
-            raise _Complaint("theta-modified", text) from None
-    flat = _flatten(answer, problem.theta)
-    if not flat.isfinite().all():
-        bad = [n for n, p in _gradient_of(answer).items() if not torch.as_tensor(p).isfinite().all()]
-        raise _Complaint(
-            "nan",
-            f"NaN or infinity in the gradient of {', '.join(bad)}{where}. Typical causes: a square root or a division "
-            "at zero (√v of Adam inside the inner loop: put ε inside the root), or a step size so large that the inner "
-            "loop diverges.",
-        )
-    if not all(torch.equal(a, b) for a, b in zip(batch, problem.batch)):
-        return _Answer(flat, Diagnosis("batch-modified", "the call writes into the batch it was given."))
-    return _Answer(flat, None)
-
-
-def _why(message):
-    for part, reason in (
-        ("mutate a captured Tensor", ". Batch norm keeps running statistics: track_running_stats=False"),
-        ("positional arguments but 5", ". Four arguments: is it a training step? Wrap it, from_training_step(…)"),
-        ("Dimension out of range", ". loss wants x and y with the task axis in front: x[None] for one task"),
-        ("in-place operation", ". θ_{j+1} = θ_j − α∇L must be a new tensor: `p = p - alpha * g`, not `p -= alpha * g`"),
-        (
-            "does not require grad",
-            ". The graph to θ is cut on the way: `.detach()`, `.data`, `no_grad()`, or tensors made anew",
-        ),
-        ("have been used in the graph", ". A parameter is not connected with the loss: was it detached or made anew?"),
-        ("a second time", ". The graph of an inner step was freed: torch.autograd.grad(…, create_graph=True) keeps it"),
-    ):
-        if part in message:
-            return reason
-    return ""
-
-
-def _gradient_of(answer):
-    return getattr(answer, "gradient", answer)
-
-
-def _flatten(answer, theta):
-    """The answer as one vector [D], its form checked."""
-    answer = _gradient_of(answer)
-    if answer is None:
-        raise _Complaint("form", "it returns None. Return a dict with one tensor for each parameter of θ.")
-    if not isinstance(answer, dict):
-        kind = type(answer).__name__
-        raise _Complaint("form", f"it returns a {kind}. Return a dict with one tensor for each parameter of θ.")
-    none = [name for name in theta if answer.get(name) is None]
-    if none:
-        raise _Complaint(
-            "missing",
-            f"no gradient for {', '.join(none)}. It was left out, or the graph from the query loss to it is cut, the "
-            "gradient arrived in a copy (copy.deepcopy makes parameters of its own), or zero_grad() has wiped it out.",
-        )
-    for name, p in theta.items():
-        shape = list(torch.as_tensor(answer[name]).shape)
-        if shape != list(p.shape):
-            extra = " Is the mean over tasks missing?" if shape[1:] == list(p.shape) else ""
-            raise _Complaint("form", f"{name} has shape {shape}; expected {list(p.shape)}, as in θ.{extra}")
-    return torch.cat([torch.as_tensor(answer[name]).detach().to(torch.float64).reshape(-1) for name in theta])
 
 
 # ---------------------------------------------------------------- comparing
@@ -270,12 +160,17 @@ def _distance(a, b):
     return float((a - b).norm() / b.norm().clamp_min(1e-300))
 
 
+def _mean(per_task):
+    """The mean over tasks of a dict of [T, …], as one vector [D]."""
+    return torch.cat([v.mean(0).reshape(-1) for v in per_task.values()])
+
+
 def _exact(problem):
-    return torch.cat([v.mean(0).reshape(-1) for v in recursion()(problem).values()])
+    return _mean(recursion()(problem))
 
 
 def _first_order(problem):
-    return torch.cat([v.mean(0).reshape(-1) for v in recursion(keep=nothing_kept)(problem).values()])
+    return _mean(recursion(keep=nothing_kept)(problem))
 
 
 def _cut(problems, found):
@@ -286,8 +181,7 @@ def _cut(problems, found):
         for length in range(p.steps + 1):
             for cut in itertools.combinations(range(p.steps), length):
                 per_task = recursion(keep=lambda step, K, cut=cut: step not in cut)(p)
-                mean = torch.cat([v.mean(0).reshape(-1) for v in per_task.values()])
-                if _distance(flat, mean) < TOLERANCE:
+                if _distance(flat, _mean(per_task)) < TOLERANCE:
                     return cut
         return None
 
@@ -415,8 +309,8 @@ def _deaf(function, problem):
         ("alpha", problem._replace(alpha=1.7 * problem.alpha)),
     ):
         try:
-            same[name] = _distance(_call(function, problem).flat, _call(function, changed).flat) < 1e-12
-        except _Complaint:
+            same[name] = _distance(call(function, problem).flat, call(function, changed).flat) < 1e-12
+        except Complaint:
             return None
     if sum(same.values()) != 1:  # deaf to both is no MAML at all
         return None
@@ -427,21 +321,19 @@ def _deaf(function, problem):
 def _later(function, problem, last):
     """What an exact function does to other numbers of the same sizes, and to the next meta-batch."""
     try:
-        if _distance(_call(function, last).flat, _exact(last)) > TOLERANCE:
+        if _distance(call(function, last).flat, _exact(last)) > TOLERANCE:
             return Diagnosis(
                 "unknown",
                 "it is exact on three problems and not on a fourth, with the sizes of the second, other numbers and "
                 "gradients of length 10 and more. Is a gradient clipped, or a result remembered from an earlier call?",
             )
-        if (again := getattr(function, "again", None)) and _distance(
-            _call(again, problem).flat, _exact(problem)
-        ) > 1e-9:
+        if (again := getattr(function, "again", None)) and _distance(call(again, problem).flat, _exact(problem)) > 1e-9:
             return Diagnosis(
                 "non-deterministic",
                 "exact for the first meta-batch, but a second step with the same network gives another gradient: "
                 "something is left behind (eval mode, running statistics, requires_grad off).",
             )
-    except _Complaint as error:
+    except Complaint as error:
         return error.diagnosis
     return None
 
@@ -453,8 +345,8 @@ def _beyond_the_ordinary(function, problem, diagnosis):
     """
     resting = _with_a_resting_parameter(problem)
     try:
-        answer = _call(function, resting)
-    except _Complaint as error:
+        answer = call(function, resting)
+    except Complaint as error:
         if error.diagnosis.verdict == "nan":
             return error.diagnosis
         return diagnosis
@@ -468,8 +360,8 @@ def _beyond_the_ordinary(function, problem, diagnosis):
     exact = torch.cat([_exact(problem), torch.zeros_like(extra)])
     remarks = []
     try:
-        answer = _call(function, problem._replace(loss=loss, theta={**problem.theta, "unused": extra}))
-    except _Complaint as error:
+        answer = call(function, problem._replace(loss=loss, theta={**problem.theta, "unused": extra}))
+    except Complaint as error:
         if error.diagnosis.verdict == "nan":
             return error.diagnosis
         remarks.append("A parameter that the loss does not use makes it fail; its gradient is meant to be zero.")
@@ -478,27 +370,23 @@ def _beyond_the_ordinary(function, problem, diagnosis):
             return Diagnosis("unknown", "it is exact, but not when θ has a parameter that the loss does not use.")
     rates = {name: problem.alpha * (0.4 + 0.3 * i) for i, name in enumerate(problem.theta)}
     try:
-        answer = _call(function, problem, rates)
-    except _Complaint:
+        answer = call(function, problem, rates)
+    except Complaint:
         pass  # it takes a number for α, which is all that was asked
     else:
         path = adapt(problem.loss, problem.theta, *problem.batch[:2], rates, problem.steps)
-        inside = outside = gradient(problem.loss, path[-1], *problem.batch[2:])
+        outside = gradient(problem.loss, path[-1], *problem.batch[2:])
         for params in reversed(path[:-1]):
-            hv = hvp(problem.loss, params, *problem.batch[:2], {n: rates[n] * t for n, t in inside.items()})
-            inside = {n: t - hv[n] for n, t in inside.items()}
             hv = hvp(problem.loss, params, *problem.batch[:2], outside)
             outside = {n: t - rates[n] * hv[n] for n, t in outside.items()}
-        flat = {
-            k: torch.cat([t.mean(0).reshape(-1) for t in v.values()]) for k, v in (("in", inside), ("out", outside))
-        }
-        if _distance(answer.flat, flat["out"]) < TOLERANCE:
+        inside = maml(problem.loss, problem.theta, problem.batch, rates, problem.steps).gradient
+        if _distance(answer.flat, _mean(outside)) < TOLERANCE:
             return Diagnosis(
                 "alpha-outside",
                 "exact for one α, but with one α per parameter it takes v − α∘(Hv). The transpose of I − diag(α)H puts "
                 "α inside: v − H(α∘v).",
             )
-        if _distance(answer.flat, flat["in"]) > TOLERANCE:
+        if _distance(answer.flat, torch.cat([t.reshape(-1) for t in inside.values()])) > TOLERANCE:
             return Diagnosis("alpha", "exact for one α, but not with a dict of one α per parameter.")
     return diagnosis._replace(explanation=" ".join([diagnosis.explanation, *remarks]))
 

@@ -14,6 +14,7 @@ import torch
 
 from . import distributed
 from .evaluation import StepScore
+from .files import write_whole
 
 # Sine, 5-shot MSE after 1, 5, 10 steps. Source: Finn, Abbeel & Levine (2017), Table 2.
 PUBLISHED_SINE = {
@@ -98,12 +99,8 @@ def _rounded(value):
 
 
 def write_result(path: str | Path, result: dict) -> None:
-    """Write beside the file, then replace it: no half-written result is ever read."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """A result as JSON; no half-written one is ever read."""
+    write_whole(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_results(folder: str | Path = "results") -> dict[str, dict]:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import functools
 import html
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
+
+from .files import write_whole
 
 LONGEST_PRINT = 16  # lines of a print that are shown on a slide; a longer one is for reading
 LONGEST_TABLE = 10  # rows of a table on one slide; more rows go on the next
@@ -47,11 +48,7 @@ def write_slides(notebook: str | Path, out: str | Path) -> int:
     if not any(cell.get("outputs") for cell in nb.cells):
         raise ValueError(f"{notebook} has no stored outputs, so its slides would have no figures: run it first")
     shown = slides(nb)
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_suffix(".part")
-    temporary.write_text(_page(shown), encoding="utf-8")
-    os.replace(temporary, out)
+    write_whole(out, _page(shown))
     return len(shown)
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .files import alive, write_whole
 from .meta_gradient import Params
 from .models import Model
 from .step_sizes import Alpha
@@ -28,27 +29,10 @@ class Trained(NamedTuple):
 
 
 def write_state(path: Path, state: dict) -> None:
-    """Write beside the file, then replace it: a crash in the middle leaves the old checkpoint whole.
-
-    What a killed process left half-written beside it is removed. Raises OSError (a full disk, no permission).
-    """
+    """A checkpoint file, written whole or not at all. Raises OSError (a full disk, no permission)."""
     whole = io.BytesIO()
     torch.save(state, whole)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{path.name}.*.part"):
-        owner = left.name.split(".")[-2]
-        if owner.isdigit() and not _alive(int(owner)):
-            left.unlink(missing_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(whole.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, whole.getvalue())
 
 
 def read_state(path: Path) -> dict:
@@ -138,7 +122,7 @@ class Lock:
                 f"a run on {host} (process {process}) writes into {self.path.parent}; wait for it, name another --out, "
                 f"or delete {self.path} if that run is gone"
             )
-        if process.isdigit() and _alive(int(process)):
+        if process.isdigit() and alive(int(process)):
             raise RuntimeError(
                 f"another run (process {process}) writes into {self.path.parent}; wait for it, or name another --out"
             )
@@ -147,18 +131,3 @@ class Lock:
 
     def __exit__(self, *error):
         self.path.unlink(missing_ok=True)
-
-
-def _alive(pid):
-    if os.name == "nt":  # os.kill would end the process there
-        import ctypes
-
-        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)
-        return bool(handle) and bool(ctypes.windll.kernel32.CloseHandle(handle))
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-import maml_edu.__main__ as command_line
+from maml_edu import runs
 from maml_edu.__main__ import main
 from maml_edu.training import load_checkpoint
 
@@ -137,7 +137,7 @@ class Interrupted:
 
 def test_an_interrupted_run_writes_no_result_and_resumes_to_the_same_one(tmp_path, monkeypatch, capsys):
     assert train(tmp_path / "whole") == 0
-    monkeypatch.setitem(command_line.METHODS, "maml", Interrupted(command_line.METHODS["maml"]))
+    monkeypatch.setitem(runs.METHODS, "maml", Interrupted(runs.METHODS["maml"]))
     assert train(tmp_path / "parts") == 1
     assert "stopped after 7 of 20 iterations; no result written. Continue with --resume" in capsys.readouterr().out
     assert [p.name for p in (tmp_path / "parts").iterdir()] == ["checkpoint.pt"]
@@ -160,7 +160,7 @@ def test_resuming_a_finished_run_only_writes_the_result_again(tmp_path, monkeypa
     def maml(*arguments):
         raise AssertionError("a finished run is not trained again")
 
-    monkeypatch.setitem(command_line.METHODS, "maml", maml)
+    monkeypatch.setitem(runs.METHODS, "maml", maml)
     assert train(tmp_path, "--resume") == 0
     assert read(tmp_path)["per_step"] == before["per_step"] and read(tmp_path)["curve"] == before["curve"]
 
@@ -197,7 +197,7 @@ def test_the_lock_is_held_during_the_run_and_released_after_an_error(tmp_path, m
         seen.append((tmp_path / "lock").read_text())
         raise RuntimeError("out of memory")
 
-    monkeypatch.setitem(command_line.METHODS, "maml", fails)
+    monkeypatch.setitem(runs.METHODS, "maml", fails)
     assert train(tmp_path) == 2
     assert seen[0].split()[0] == str(os.getpid()) and not (tmp_path / "lock").exists()
 
@@ -287,7 +287,7 @@ def test_an_interruption_while_scoring_is_one_line_and_resumes(tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(command_line, "_score_and_write", interrupted)
+        patch.setattr(runs, "_score_and_write", interrupted)
         assert train(tmp_path) == 130
     err = capsys.readouterr().err
     assert "no result written" in err and "--resume" in err and "Traceback" not in err

@@ -6,20 +6,14 @@ from problems import ALPHA, PROBLEMS, flat, relative
 
 from maml_edu.meta_gradient import adapt, autograd_maml, fomaml, maml
 
-
-@pytest.fixture(params=PROBLEMS)
-def name(request):
-    return request.param
+each_problem = pytest.mark.parametrize("name", PROBLEMS)
 
 
-@pytest.fixture
-def problem(name):
-    return PROBLEMS[name]()
-
-
+@each_problem
 @pytest.mark.parametrize("weights", [[0.2, 0.3, 0.5], torch.tensor([0.2, 0.3, 0.5]).double(), [0.5, 0, 1.0]])
-def test_the_multi_step_objective(name, problem, weights):
+def test_the_multi_step_objective(name, weights):
     """Its gradient, with rates of every step, against autograd; its value against the inner loop written out."""
+    problem = PROBLEMS[name]()
     alpha = [dict.fromkeys(problem.theta, ALPHA[name] * (j + 1) / 2) for j in range(3)]
     found = maml(*problem, alpha, 3, step_weights=weights)
     expected = autograd_maml(*problem, alpha, 3, step_weights=weights)
@@ -37,13 +31,17 @@ def test_the_multi_step_objective(name, problem, weights):
     assert abs(difference - size) < 1e-6 * size
 
 
-def test_all_weight_on_the_last_step_is_maml(problem):
+@each_problem
+def test_all_weight_on_the_last_step_is_maml(name):
+    problem = PROBLEMS[name]()
     for method in (maml, fomaml):
         only_last = method(*problem, 0.1, 3, step_weights=[0, 0, 1.0])
         assert relative(only_last.gradient, method(*problem, 0.1, 3).gradient) < 1e-14
 
 
-def test_first_order_multi_step_is_the_weighted_sum_of_query_gradients(problem):
+@each_problem
+def test_first_order_multi_step_is_the_weighted_sum_of_query_gradients(name):
+    problem = PROBLEMS[name]()
     weights, alpha = [0.2, 0.3, 0.5], [dict.fromkeys(problem.theta, 0.1 * (j + 1)) for j in range(3)]
     path = adapt(problem.loss, problem.theta, *problem.batch[:2], alpha, 3)
     at = [fomaml(problem.loss, problem.theta, problem.batch, alpha, j + 1) for j in range(3)]
@@ -56,7 +54,9 @@ def test_first_order_multi_step_is_the_weighted_sum_of_query_gradients(problem):
         assert torch.allclose(flat(found.alpha_gradient[j]), sum(shares), rtol=1e-10)
 
 
-def test_weights_must_fit_the_steps(problem):
+@each_problem
+def test_weights_must_fit_the_steps(name):
+    problem = PROBLEMS[name]()
     for method in (maml, fomaml, autograd_maml):
         with pytest.raises(ValueError, match="step_weights has 2 entries for 3 steps"):
             method(*problem, 0.1, 3, step_weights=[0.5, 0.5])

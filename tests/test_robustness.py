@@ -56,7 +56,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_resuming_equals_uninterrupt
 
 KILLED = """
 import os, signal, sys
-import maml_edu.__main__ as command_line, maml_edu.training as training
+import maml_edu.__main__ as command_line, maml_edu.runs as runs, maml_edu.training as training
 written, write = [], os.fsync
 def fsync(file):  # the second checkpoint is cut off: half its bytes, then kill -9
     written.append(file)
@@ -66,7 +66,7 @@ def fsync(file):  # the second checkpoint is cut off: half its bytes, then kill 
     write(file)
 os.fsync = fsync
 train = training.train
-command_line.train = lambda *a, **k: train(*a, **{**k, "save_every": 0.0})
+runs.train = lambda *a, **k: train(*a, **{**k, "save_every": 0.0})
 command_line.main(sys.argv[1:])
 """
 
@@ -101,7 +101,7 @@ def test_a_full_disk_does_not_stop_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", at_first)
     from maml_edu import training
 
-    monkeypatch.setattr("maml_edu.__main__.train", lambda *a, **k: training.train(*a, **{**k, "save_every": 0.0}))
+    monkeypatch.setattr("maml_edu.runs.train", lambda *a, **k: training.train(*a, **{**k, "save_every": 0.0}))
     with pytest.warns(UserWarning, match="could not write .*checkpoint.pt .*No space left.*last whole checkpoint is"):
         assert main([*FLAGS, "--iterations", "40", "--out", str(tmp_path)]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "final.pt", "result.json"]

@@ -1,0 +1,156 @@
+"""Comparing a student's answer with the expected one: structure and shape before values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Difference(NamedTuple):
+    case: int  # which case, from 0
+    place: str  # where in the answer: '["w1"][0, 2]', or "" for the whole
+    what: str  # "" for a plain difference of values, otherwise what is wrong
+    yours: Any
+    expected: Any
+
+
+def first_difference(yours: list[Any], expected: list[Any], tolerance: float) -> Difference | None:
+    pairs = list(enumerate(zip(yours, expected, strict=True)))
+    for compare in (_compare_structure, _compare_values):
+        for case, (ours, theirs) in pairs:
+            found = compare(ours, theirs, tolerance)
+            if found is not None:
+                return Difference(case, *found)
+    return None
+
+
+def describe(difference: Difference, cases: int, spoil: bool) -> list[str]:
+    """Lines for the student. A prediction is answered without `expected`: that would end the exercise."""
+    where = [f"case {difference.case + 1} of {cases}"] if cases > 1 else []
+    where += [f"at {difference.place}"] if difference.place else []
+    heading = ", ".join([*where, difference.what] if difference.what else where)
+    lines = [f"{heading}:"] if heading else []
+    yours, expected = _text(difference.yours), _text(difference.expected)
+    if yours == expected:  # too close to tell apart in the usual number of digits
+        yours, expected = _text(difference.yours, 17), _text(difference.expected, 17)
+    lines.append(f"  yours     {yours}")
+    if spoil or difference.what:
+        lines.append(f"  expected  {expected}")
+    return lines
+
+
+def _text(value: Any, digits: int = 6) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "a dict"
+    if isinstance(value, (tuple, list)):
+        return "a tuple or list"
+    if isinstance(value, str):
+        return "a string"
+    if isinstance(value, (bool, np.bool_)) or (
+        isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0 and value.dtype in (torch.bool, np.dtype(bool))
+    ):
+        return "True or False"
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "biuf":
+        return f"an array of dtype {value.dtype}"
+    if isinstance(value, (Tensor, np.ndarray, np.number, int, float)):
+        return "a number, tensor or array"
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def _sequence(yours: Any, expected: Any) -> Any:
+    """A tensor or array given for a tuple or list is read entry by entry."""
+    if isinstance(expected, (tuple, list)) and isinstance(yours, (Tensor, np.ndarray)) and yours.ndim:
+        return list(yours)
+    return yours
+
+
+def _array(value: Any) -> np.ndarray:
+    """Values as float64 (exact for every dtype we use), whatever library, device or graph they come from."""
+    if isinstance(value, Tensor):
+        value = value.detach().to("cpu", torch.float64).numpy()
+    return np.asarray(value, dtype=np.float64)
+
+
+def _is_integer(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not (value.is_floating_point() or value.is_complex())
+    return np.asarray(value).dtype.kind in "iub"
+
+
+def _compare_structure(yours: Any, expected: Any, tolerance: float, place: str = "") -> tuple | None:
+    """Kinds, keys, lengths and shapes, all the way down."""
+    yours = _sequence(yours, expected)
+    if _kind(yours) != _kind(expected):
+        return place, "the kind of answer differs", _kind(yours), _kind(expected)
+    if isinstance(expected, Mapping):
+        if set(yours) != set(expected):
+            return place, "the keys differ", sorted(map(str, yours)), sorted(map(str, expected))
+        items = [(f'{place}["{key}"]', yours[key], expected[key]) for key in expected]
+    elif isinstance(expected, (tuple, list)):
+        if len(yours) != len(expected):
+            return place, "the lengths differ", len(yours), len(expected)
+        items = [(f"{place}[{i}]", a, b) for i, (a, b) in enumerate(zip(yours, expected, strict=True))]
+    elif _kind(expected) == "a number, tensor or array":
+        a, b = _array(yours), _array(expected)
+        return None if a.shape == b.shape else (place, "the shapes differ", list(a.shape), list(b.shape))
+    else:
+        return None
+    for where, a, b in items:
+        if (found := _compare_structure(a, b, tolerance, where)) is not None:
+            return found
+    return None
+
+
+def _compare_values(yours: Any, expected: Any, tolerance: float, place: str = "", floor: float = 0.0) -> tuple | None:
+    """Entries, once structures agree. `floor`: the least scale that counts, set by the dict around."""
+    yours = _sequence(yours, expected)
+    kind = _kind(expected)
+    if isinstance(expected, Mapping):
+        # In a dict of parameters a tensor that is zero but for rounding is measured by its neighbours.
+        numbers = [_array(v) for v in expected.values() if _kind(v) == "a number, tensor or array"]
+        floor = 1e-3 * max((_largest(v) for v in numbers), default=0.0)
+        items = [(f'{place}["{key}"]', yours[key], expected[key]) for key in expected]
+    elif isinstance(expected, (tuple, list)):
+        items = [(f"{place}[{i}]", a, b) for i, (a, b) in enumerate(zip(yours, expected, strict=True))]
+    elif kind == "a string":
+        same = yours.strip().casefold() == expected.strip().casefold()
+        return None if same else (place, "", repr(yours), repr(expected))
+    elif kind == "True or False":
+        return None if bool(yours) == bool(expected) else (place, "", bool(yours), bool(expected))
+    elif kind == "a number, tensor or array":
+        return _compare_numbers(yours, expected, tolerance, place, floor)
+    else:
+        return None if yours is expected or yours == expected else (place, "", yours, expected)
+    for where, a, b in items:
+        if (found := _compare_values(a, b, tolerance, where, floor)) is not None:
+            return found
+    return None
+
+
+def _compare_numbers(yours: Any, expected: Any, tolerance: float, place: str, floor: float) -> tuple | None:
+    a, b = _array(yours), _array(expected)
+    scale = max(_largest(b), floor) or 1.0
+    allowed = 0.0 if _is_integer(expected) and tolerance < 1e-3 else tolerance * scale
+    with np.errstate(invalid="ignore"):  # inf − inf
+        same = (a == b) | (np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= allowed)
+    if same.all():
+        return None
+    nan = np.isnan(a) & ~np.isnan(b)
+    index = tuple(int(i) for i in np.argwhere(nan if nan.any() else ~same)[0])
+    what = "NaN (not a number) in your answer" if nan.any() else ""
+    where = place + (f"[{', '.join(map(str, index))}]" if index else "")
+    return where, what, float(a[index]), float(b[index])
+
+
+def _largest(values: np.ndarray) -> float:
+    """The largest finite magnitude; 0 for none."""
+    finite = np.abs(values[np.isfinite(values)])
+    return float(finite.max()) if finite.size else 0.0
