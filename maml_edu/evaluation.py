@@ -54,6 +54,7 @@ def evaluate(
     statistics: str | Statistics = "transductive",
     generator: torch.Generator | None = None,
     chunk: int = 100,
+    adapt: Callable = adapt,
 ) -> list[StepScore]:
     """Adapt model.theta to `tasks` fresh tasks and score the query sets after 0 … steps inner steps.
 
@@ -64,6 +65,7 @@ def evaluate(
     "support" the support set only; or fixed ones, as `running_statistics` returns them.
     A task counts as diverged where its loss is not finite, or above ten times the worst loss before adaptation.
     chunk: tasks adapted at once, which bounds memory.
+    adapt(loss, theta, x, y, alpha, steps) -> path θ_0 … θ_K: another way to adapt than plain gradient steps.
     """
     if metric not in ("loss", "accuracy"):
         raise ValueError(f"unknown metric {metric!r}; choose loss or accuracy")

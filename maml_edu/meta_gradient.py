@@ -48,16 +48,26 @@ def adapt(loss: Loss, theta: Params, x: Tensor, y: Tensor, alpha: Alpha, steps: 
     or a list of at least `steps` of these. Source: Finn et al. (2017), Algorithm 1, line 6.
     Raises ValueError if alpha does not fit theta or `loss` does not return one value per task.
     """
-    return _descend(loss, theta, x, y, rates_per_step(alpha, theta, steps))[0]
+    return _descend(loss, at_every_task(theta, x.shape[0]), x, y, rates_per_step(alpha, theta, steps))[0]
 
 
-def _descend(loss, theta, x, y, rates, keep=None):
+def descend(loss: Loss, start: Params, x: Tensor, y: Tensor, alpha: Alpha, steps: int) -> list[Params]:
+    """As `adapt`, but each task has a start of its own: start is a dict of tensors [T, …]."""
+    return _descend(loss, start, x, y, rates_per_step(alpha, start, steps, task_axis=True))[0]
+
+
+def at_every_task(theta: Params, tasks: int) -> Params:
+    """θ with a task axis in front [T, …]: T views of the same numbers, without graph."""
+    return {name: p.detach().expand(tasks, *p.shape) for name, p in theta.items()}
+
+
+def _descend(loss, start, x, y, rates, keep=None):
     """The path, and what the caller asks to keep of its steps.
 
     keep="gradients": the list of ∇L_s(θ_j). keep="last graph": (leaf parameters, gradient) of the last step, with the
     graph between them, for a pullback that follows at once.
     """
-    path = [{name: p.detach().expand(x.shape[0], *p.shape) for name, p in theta.items()}]
+    path = [{name: p.detach() for name, p in start.items()}]
     gradients, last_graph = [], None
     for j, rate in enumerate(rates):
         last = keep == "last graph" and j == len(rates) - 1
@@ -218,10 +228,12 @@ def maml(
     _route(hvp)
     rates = rates_per_step(alpha, theta, steps)
     x, y = batch.support_x, batch.support_y
-    path, last_graph = _descend(loss, theta, x, y, rates, keep="last graph" if hvp == "double-backward" else None)
+    path, last_graph = _descend(
+        loss, at_every_task(theta, x.shape[0]), x, y, rates, keep="last graph" if hvp == "double-backward" else None
+    )
     query_loss, v, earlier = _query(loss, path, batch, step_weights)
     v, alpha_gradient = pull_back(loss, path, x, y, alpha, v, hvp, earlier, last_graph=last_graph or None)
-    return MetaGradient(_mean_over_tasks(v), query_loss, path[-1], alpha_gradient)
+    return MetaGradient(mean_over_tasks(v), query_loss, path[-1], alpha_gradient)
 
 
 def fomaml(
@@ -231,15 +243,15 @@ def fomaml(
 
     alpha_gradient is first-order as well: −Σ_j ∇L_s(θ_j)∘v with the same v at every step. step_weights: as in `maml`.
     """
-    rates = rates_per_step(alpha, theta, steps)
-    path, gradients = _descend(loss, theta, batch.support_x, batch.support_y, rates, keep="gradients")
+    rates, x, y = rates_per_step(alpha, theta, steps), batch.support_x, batch.support_y
+    path, gradients = _descend(loss, at_every_task(theta, x.shape[0]), x, y, rates, keep="gradients")
     query_loss, v, earlier = _query(loss, path, batch, step_weights)
     products = []
     for g, rate, query_gradient in zip(reversed(gradients), reversed(rates), reversed(earlier or [None] * steps)):
         products.insert(0, {name: alpha_share(g[name], v[name], rate[name]) for name in v})
         v = _plus(v, query_gradient)
     return MetaGradient(
-        _mean_over_tasks(v), query_loss, path[-1], gradient_of_alpha(alpha, products, batch.support_x.shape[0])
+        mean_over_tasks(v), query_loss, path[-1], gradient_of_alpha(alpha, products, batch.support_x.shape[0])
     )
 
 
@@ -253,21 +265,21 @@ def reptile(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: in
         raise ValueError("reptile divides by one α; give a number or a dict, not a list per step")
     rates = rates_per_step(alpha, theta, steps)
     x, y = _all_examples(batch)
-    path, gradients = _descend(loss, theta, x, y, rates, keep="gradients")
+    path, gradients = _descend(loss, at_every_task(theta, x.shape[0]), x, y, rates, keep="gradients")
     total = {name: sum((g[name] for g in gradients), torch.zeros_like(path[0][name])) for name in theta}
     if isinstance(alpha, dict):
         total = {name: torch.where(torch.as_tensor(alpha[name]) == 0, 0, t) for name, t in total.items()}
     query_loss = _value(loss, path[-1], batch.query_x, batch.query_y)
-    return MetaGradient(_mean_over_tasks(total), query_loss, path[-1], None)
+    return MetaGradient(mean_over_tasks(total), query_loss, path[-1], None)
 
 
 def joint(loss: Loss, theta: Params, batch: TaskBatch) -> MetaGradient:
     """No adaptation: the gradient at θ on support ∪ query, mean over tasks: pre-training, and the oracle."""
     x, y = _all_examples(batch)
-    theta_everywhere = {name: p.detach().expand(x.shape[0], *p.shape) for name, p in theta.items()}
+    theta_everywhere = at_every_task(theta, x.shape[0])
     g = _gradient(loss, theta_everywhere, x, y)[2]
     query_loss = _value(loss, theta_everywhere, batch.query_x, batch.query_y)
-    return MetaGradient(_mean_over_tasks(g), query_loss, theta_everywhere, None)
+    return MetaGradient(mean_over_tasks(g), query_loss, theta_everywhere, None)
 
 
 def autograd_maml(
@@ -320,6 +332,12 @@ def _per_task(loss, params, x, y):
     return values
 
 
+def value_and_gradient(loss: Loss, params: Params, x: Tensor, y: Tensor) -> tuple[Tensor, Params]:
+    """Every task's loss [T] and its gradient at params [T, …], both without graph, by one backward call."""
+    values, _, g = _gradient(loss, params, x, y)
+    return values, g
+
+
 def _value(loss, params, x, y):
     with torch.no_grad():
         return _per_task(loss, params, x, y)
@@ -369,7 +387,8 @@ def _update(p, g, rate):
     return torch.addcmul(p, g, rate, value=-1) if isinstance(rate, Tensor) else torch.sub(p, g, alpha=rate)
 
 
-def _mean_over_tasks(v):
+def mean_over_tasks(v: Params) -> Params:
+    """The last step of every method: v_0 [T, …] of each task to one meta-gradient [ …]."""
     return {name: t.mean(0) for name, t in v.items()}
 
 
