@@ -2,7 +2,7 @@
 
 import nbformat
 import pytest
-from test_notebook_changes import NOTEBOOKS, RUN_BY_THE_GUARD, report, run_in_subprocess
+from test_notebook_changes import NOTEBOOKS, RUN_BY_THE_GUARD, report, run_apart
 
 NO_HESSIAN = """
 import maml_edu.meta_gradient as _m
@@ -23,8 +23,8 @@ def test_some_claim_turns(number):
     (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
     cells = nbformat.read(path, as_version=4).cells
     setup = next(cell for cell in cells if cell.cell_type == "code")
-    sound = run_in_subprocess(path, {})
-    broken = run_in_subprocess(path, {f"cell:{setup.id}": setup.source + NO_HESSIAN})
+    sound = run_apart(path, {})
+    broken = run_apart(path, {f"cell:{setup.id}": setup.source + NO_HESSIAN})
     assert sound.returncode == 0, report(sound)
     assert broken.returncode == 0, report(broken)
     assert failed_claims(broken) - failed_claims(sound), "no claim noticed that the Hessian term is gone"
