@@ -60,7 +60,7 @@ def _spacing(steps, every):
 def vectors_stored(steps: int, every: int | None = None) -> int:
     """How many θ_j per task `maml_checkpointed` holds at most at one time (θ_0 costs nothing: it is the same for all).
 
-    All starts of a segment, and the rest of one segment: for K = 100 and every = 10 that is 9 + 10 + 1.
+    The starts of all segments but the first, and one whole segment: for K = 100 and every = 10 that is 9 + 10.
     """
     every = _spacing(steps, every)
     return max((-(-steps // every)) - 1, 0) + min(every, steps)

@@ -115,15 +115,19 @@ def test_flops_of_the_whole_are_exact(make, method):
     def counted(steps):
         return count_flops(lambda: METHODS[method](*problem, 0.01, steps))
 
-    for steps in (0, 1, 5):
+    for steps in (0, 1, 3):
         assert cost.meta_gradient_flops(net, 1, steps, 5, method=method) == counted(steps), steps
 
 
 def test_flops_for_many_tasks_unequal_sets_and_other_sizes():
     net, loss, theta, batch = dense(6, 10, (3, 8, 5, 4, 2))
     batch = batch._replace(query_x=batch.query_x[:, :4], query_y=batch.query_y[:, :4])
-    counted = count_flops(lambda: maml_checkpointed(loss, theta, batch, 0.01, 7, 3))
-    assert cost.meta_gradient_flops(net, 6, 7, 10, 4, "checkpointed", 3) == counted
+    for steps in (6, 7):  # every = 3 divides one of them
+
+        def call(k=steps):
+            maml_checkpointed(loss, theta, batch, 0.01, k, 3)
+
+        assert cost.meta_gradient_flops(net, 6, steps, 10, 4, "checkpointed", 3) == count_flops(call)
     assert count_flops(lambda: maml(loss, theta, batch, 0.01, 3)) == cost.meta_gradient_flops(net, 6, 3, 10, 4)
 
 
@@ -154,7 +158,7 @@ def test_memory_within_ten_percent(make, sizes, method):
     def counted(steps):
         return peak_bytes(lambda: METHODS[method](*problem, 0.01, steps))
 
-    for steps in (1, 2, 6) if make is dense else (1, 4):
+    for steps in (1, 2, 6) if make is dense else (1, 3):
         predicted = cost.meta_gradient_bytes(net, sizes[0], steps, sizes[1], method)
         assert predicted == pytest.approx(counted(steps), rel=0.1), (steps, predicted / counted(steps))
 
@@ -219,6 +223,7 @@ def test_noise_scale_of_known_noise():
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(20000, 50, generator=generator) * 2 + 0.5  # tr Σ = 200, |G|² = 12.5
     assert cost.noise_scale(rows) == pytest.approx(16, rel=0.05)
+    assert cost.noise_scale(torch.tensor([[3.0], [1.0]])) == pytest.approx(2 / 3)  # tr Σ = 2, |G|² = 4 − 2/2
     assert cost.noise_scale(torch.tensor([[1.0], [-1.0]])) == math.inf
     with pytest.raises(ValueError, match=r"expected \[tasks, parameters\]"):
         cost.noise_scale(rows[0])
