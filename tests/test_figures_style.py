@@ -13,6 +13,7 @@ from maml_edu.figures import COLOURS, STYLES, apply_style, explore, line, new_ax
 MEANINGS = {"support", "query", "before", "after", "maml", "fomaml", "reptile", "joint", "oracle", "truth"}
 TOPICS = ("bug_hunt", "chain_rule", "episodes", "first_order", "hessian", "omniglot", "omniglot_results")
 TOPICS += ("sine", "start", "style", "tasks")
+TOPICS += ("what_it_learned", "inner_loops", "implicit", "families", "navigation", "scaling")
 PNG = b"\x89PNG"
 
 

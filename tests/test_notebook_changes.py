@@ -134,6 +134,36 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "WAYS": "6",
         },
     ],
+    "14_scaling_out": [
+        {
+            "SIZES": "(1, 20, 1)",
+            "TASKS": "4",
+            "SHOTS": "5",
+            "STEPS": "1",
+            "FILTERS": "16",
+            "EVERY": "7",
+            "MEMORY_STEPS": "[2, 3, 5]",
+            "GPU_RATE": "1e14",
+            "BANDWIDTH": "1e9",
+            "PAPER_TASKS": "64",
+            "PER_WORKER": "1",
+            "PAPER_STEPS": "1",
+            "GPU_MEMORY": "24e9",
+        },
+        {
+            "cell:nb14-model": "from torch import nn\n"
+            "model = from_module(nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 1)))\n"
+            "dense = mlp_network((1, 20, 1))\nloss = mse(model.apply)\n"
+            "batch = SineTasks().sample(TASKS, SHOTS)",
+            "STEPS": "10",
+            "LAUNCH": "2e-6",
+            "GPU_FLOPS": "1e12",
+            "SHARDS": "8",
+            "NOISE_STEPS": "3",
+            "SPREAD": "0.3",
+            "LATENCY": "1e-4",
+        },
+    ],
     "04_first_order_approximations": [
         {
             "CURVATURES": "(2.0, 2.0)",
@@ -196,7 +226,7 @@ Each dict is one run. `"NAME": "source"` replaces the value in the one line that
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 RUN_BY_THE_GUARD = ("02", "03", "04", "05")  # test_claims_guard.py runs these unchanged as well
-RUN_CHANGED_ONLY = ("00", "06")  # no preset, or the changed runs go through every cell in the same way
+RUN_CHANGED_ONLY = ("00", "06", "14")  # no preset, or the changed runs go through every cell in the same way
 TIMEOUT = 300  # seconds for one run with preset smoke
 
 

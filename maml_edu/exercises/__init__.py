@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 MODULES = ("start", "tasks", "chain_rule", "hessian", "first_order", "sine", "bug_hunt", "episodes", "omniglot")
+MODULES += ("what_it_learned", "inner_loops", "implicit", "families", "navigation", "scaling")
 
 
 def no_arguments() -> list[tuple]:

@@ -1,0 +1,5 @@
+"""Figures of its notebook."""
+
+from __future__ import annotations
+
+__all__: list[str] = []
