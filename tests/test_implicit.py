@@ -236,6 +236,8 @@ def test_what_is_no_number_stays_visible():
     b["w"][0, 0, 0] = torch.nan
     solution = conjugate_gradient(product, b, 5)
     assert solution.x["w"][0].isnan().any() and solution.residuals[-1].isnan().tolist() == [True, False]
+    b["w"][1, 0, 0] = torch.inf
+    assert conjugate_gradient(product, b, 5).x["w"].isnan().flatten(1).any(1).all()  # also where no step is made
 
 
 @pytest.mark.parametrize(
