@@ -11,7 +11,7 @@ from torch import Tensor
 from .style import COLOURS, STYLES
 
 __all__ = [
-    "difference_error",
+    "error_against_delta",
     "error_of_both_solves",
     "implicit_and_plain_scores",
     "proximal_minima",
@@ -132,7 +132,7 @@ def implicit_and_plain_scores(ax: Axes, scores: Mapping[str, Sequence]) -> Axes:
     return ax
 
 
-def difference_error(ax: Axes, deltas: Sequence[float], errors: Mapping[str, Sequence[float]]) -> Axes:
+def error_against_delta(ax: Axes, deltas: Sequence[float], errors: Mapping[str, Sequence[float]]) -> Axes:
     """Relative error of a meta-gradient from central differences over δ, one curve per number format, both log."""
     for (label, values), look in zip(errors.items(), _FAMILY):
         ax.plot(deltas, values, **look, markersize=5, label=label)
