@@ -14,6 +14,7 @@ def extreme_curvatures(
     Lanczos's method with full reorthogonalisation (Golub & Van Loan, Matrix Computations, §10.3), one Hessian-vector
     product per iteration for all tasks at once. The estimates lie within the spectrum and reach its ends, exactly
     after as many iterations as there are parameters, usually much sooner. generator: draws the start (seed 0 if None).
+    A task whose params are not finite, an inner loop that diverged, gets nan.
     """
     tasks, sizes = x.shape[0], [p[0].numel() for p in params.values()]
     like = next(iter(params.values()))
@@ -44,5 +45,7 @@ def extreme_curvatures(
     if len(diagonal) > 1:
         beside = torch.stack(off_diagonal[:-1], 1)
         tridiagonal = tridiagonal + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
-    curvatures = torch.linalg.eigvalsh(tridiagonal)
+    finite = tridiagonal.isfinite().flatten(1).all(1, keepdim=True)  # [T, 1]
+    curvatures = torch.linalg.eigvalsh(torch.where(finite[:, :, None], tridiagonal, 0))
+    curvatures = torch.where(finite, curvatures, torch.nan)
     return curvatures[:, 0], curvatures[:, -1]

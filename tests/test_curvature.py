@@ -49,3 +49,12 @@ def test_an_exhausted_basis_adds_no_eigenvalue():
     params = {"w": torch.ones(2, 6, dtype=torch.float64)}
     lowest, highest = extreme_curvatures(bowl, params, h, h, iterations=6)
     assert torch.allclose(lowest, h[:, 0, 0]) and torch.allclose(highest, h[:, 0, 0])
+
+
+def test_a_task_that_diverged_gets_nan_and_leaves_the_others_alone():
+    problem = tanh_mlp()
+    params = at_every_task(problem.theta, 3)
+    alone = extreme_curvatures(problem.loss, params, *problem.batch[:2])
+    broken = {n: torch.cat([torch.full_like(p[:1], torch.nan), p[1:]]) for n, p in params.items()}
+    for found, expected in zip(extreme_curvatures(problem.loss, broken, *problem.batch[:2]), alone):
+        assert found[0].isnan() and torch.allclose(found[1:], expected[1:])

@@ -217,6 +217,39 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "batch = family.sample(25, SHOTS)",
         },
     ],
+    "11_implicit_gradients": [
+        {
+            "TOY_STRENGTH": "10.0",
+            "TOY_RATES": "(0.5, 1.9)",
+            "MOVE": "(0.0, 0.5)",
+            "STRENGTH": "10.0",
+            "ALPHA": "0.05",
+            "PLAIN_ALPHA": "0.6",
+            "SPREADS": "(2.0, 1e5)",
+            "MOST": "5",
+            "CURVATURE": "5.0",
+            "FACTORS": "(4.0, 2.0, 1.5, 1.001, 0.9)",
+            "TASKS": "1",
+            "TRAIN_STEPS": "5",
+            "HF_STEPS": "1",
+            "NUDGE": "1e-6",
+        },
+        {
+            "SHOTS": "3",
+            "STRENGTH": "0.5",
+            "INNER_STEPS": "(1, 3, 9, 27)",
+            "STEPS_TRIED": "(1, 2, 100)",
+            "TRAIN_STRENGTH": "0.5",
+            "TRAIN_ALPHA": "0.01",
+            "CG_STEPS": "2",
+            "cell:nb11-model": "from torch import nn\n"
+            "net = nn.Sequential(nn.Linear(1, 10), nn.ReLU(), nn.Linear(10, 1)).double()\n"
+            "model = from_module(net)\nloss, theta = mse(model.apply), model.theta\n"
+            "family = SineTasks(amplitude=(1.0, 1.0))\n"
+            "batch = family.sample(TASKS, SHOTS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)\n"
+            "SOLVED, PRODUCTS = 40, 10",
+        },
+    ],
 }
 """Changes to try, by notebook: {"02_differentiating_a_gradient_step": [{"ALPHA": "0.9"}, {"STEPS": "3"}]}.
 
@@ -226,7 +259,7 @@ Each dict is one run. `"NAME": "source"` replaces the value in the one line that
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 RUN_BY_THE_GUARD = ("02", "03", "04", "05")  # test_claims_guard.py runs these unchanged as well
-RUN_CHANGED_ONLY = ("00", "06", "14")  # no preset, or the changed runs go through every cell in the same way
+RUN_CHANGED_ONLY = ("00", "06", "11", "14")  # no preset, or the changed runs go through every cell in the same way
 TIMEOUT = 300  # seconds for one run with preset smoke
 
 
