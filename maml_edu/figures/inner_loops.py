@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
 from .style import COLOURS, STYLES, line
@@ -33,10 +34,23 @@ _ON_WHITE = dict(boxstyle="round,pad=0.1", facecolor="white", edgecolor="none", 
 
 
 def _looks(labels):
-    """A look for each label: "MAML" and "FOMAML" by meaning, the others in order."""
+    """A look for each label: plain MAML ("MAML, …") and FOMAML by meaning, the others in order."""
     others = iter(_OTHERS * 4)
     known = {"MAML": STYLES["maml"], "FOMAML": STYLES["fomaml"]}
-    return {label: known.get(label) or next(others) for label in labels}
+    return {label: known.get(label.split(",")[0]) or next(others) for label in labels}
+
+
+def _plain_powers(ax):
+    """A logarithmic axis with few labels, written as plain numbers."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if _decades(ax) < 2.5 else (1,)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _decades(ax):
+    low, high = ax.get_ylim()
+    return np.log10(high / low) if low > 0 else np.inf
 
 
 def one_inner_step(axes: Sequence[Axes]) -> Sequence[Axes]:
@@ -161,7 +175,7 @@ def norms_on_the_way_back(ax: Axes, norms: Mapping[str, Tensor]) -> Axes:
         ax.plot(steps, values.flip(0), **look, markersize=5, markevery=max(1, len(values) // 6), label=label)
     ax.axhline(1, color="#AAAAAA", linewidth=1)
     ax.invert_xaxis()
-    ax.set_yscale("log")
+    _plain_powers(ax)
     ax.set(xlabel="step j, on the way back", ylabel="length of v, against v at φ")
     ax.legend(loc="best")
     return ax
@@ -173,6 +187,6 @@ def curvature_on_the_path(ax: Axes, at: Sequence[int], curvature: Mapping[str, T
         ax.plot(at, values, **look, markersize=5, label=label)
     ax.axhline(2, **line("fomaml"), linewidth=1.5)
     ax.annotate("2", (at[-1], 2), xytext=(4, 0), textcoords="offset points", va="center", color=COLOURS["fomaml"])
-    ax.set_yscale("log")
+    _plain_powers(ax)
     ax.set(xlabel="step j, on the way forward", ylabel="α · largest curvature")
     return ax
