@@ -250,6 +250,34 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "SOLVED, PRODUCTS = 40, 10",
         },
     ],
+    "10_better_inner_loops": [
+        {
+            "STEPS": "1",
+            "ALPHA": "0.3",
+            "SIZES": "(1, 5, 5, 1)",
+            "SHOTS": "20",
+            "START": "0.03",
+            "RATE_LR": "1e-2",
+            "MOMENTUM": "0.0",
+            "EPSILON": "1e-8",
+            "METHOD": '"adam"',
+            "INNER_ALPHA": "0.03",
+            "LONG_ALPHA": "0.02",
+            "EDGE_FACTORS": "(1.0, 3.0)",
+        },
+        {
+            "STEPS": "6",
+            "MOMENTUM": "0.5",
+            "EPSILONS": "(1e-4, 1e-1)",
+            "METHOD": '"maml"',
+            "GAINS": "(1.0, 2.0)",
+            "cell:nb10-model": "from torch import nn\n"
+            "model = from_module(nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1)).double())\n"
+            "loss, theta = mse(model.apply), model.theta\n"
+            "batch = SineTasks().sample(3, SHOTS, dtype=torch.float64)\n"
+            "support, query, T = batch[:2], batch[2:], 3",
+        },
+    ],
 }
 """Changes to try, by notebook: {"02_differentiating_a_gradient_step": [{"ALPHA": "0.9"}, {"STEPS": "3"}]}.
 
@@ -259,7 +287,7 @@ Each dict is one run. `"NAME": "source"` replaces the value in the one line that
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 RUN_BY_THE_GUARD = ("02", "03", "04", "05")  # test_claims_guard.py runs these unchanged as well
-RUN_CHANGED_ONLY = ("00", "06", "11", "14")  # no preset, or the changed runs go through every cell in the same way
+RUN_CHANGED_ONLY = ("00", "06", "10", "11", "14")  # no preset, or the changed runs go through every cell in the same way
 TIMEOUT = 300  # seconds for one run with preset smoke
 
 
