@@ -10,7 +10,14 @@ from torch import Tensor
 
 from .style import COLOURS, STYLES, line
 
-__all__ = ["bandit_meta_gradient", "bandit_surface", "meta_training", "returns_after_steps", "walks", "walks_and_goals"]
+__all__ = [
+    "bandit_meta_gradient",
+    "estimates_of_gradient",
+    "meta_training",
+    "returns_after_steps",
+    "walks",
+    "walks_and_goals",
+]
 
 _STAR = dict(marker="*", markersize=15, linestyle="none", color="#000000", markeredgecolor="white")
 
@@ -107,7 +114,7 @@ def bandit_meta_gradient(
     return ax
 
 
-def bandit_surface(ax: Axes, estimates: Mapping[str, Tensor], exact: float, looks: Mapping[str, str]) -> Axes:
+def estimates_of_gradient(ax: Axes, estimates: Mapping[str, Tensor], exact: float, looks: Mapping[str, str]) -> Axes:
     """Histograms of gradient estimates, label → many values, and the exact gradient as a vertical line."""
     values = np.concatenate([e.numpy() for e in estimates.values()])
     bins = np.linspace(*np.quantile(values, (0.002, 0.998)), 60)
@@ -115,8 +122,8 @@ def bandit_surface(ax: Axes, estimates: Mapping[str, Tensor], exact: float, look
         ax.hist(e.numpy(), bins, density=True, histtype="step", label=label, linewidth=2, **_of_hist(looks[label]))
     ax.axvline(exact, color="black", linewidth=1.3, linestyle=":")
     ax.annotate("exact", (exact, 0.97), xycoords=("data", "axes fraction"), xytext=(5, -10), textcoords="offset points")
-    ax.set(xlabel="estimate of ∂J/∂θ from 20 actions", ylabel="density")
-    ax.legend(loc="upper right")
+    ax.set(xlabel="estimate of ∂J/∂θ", ylabel="density")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return ax
 
 
