@@ -36,7 +36,7 @@ STD = 0.8  # of an untrained policy, in units of 0.1
 # After the first step less is left to learn, and as much noise: shorter steps.
 TEST_ALPHA = [ALPHA, 0.3 * ALPHA, 0.3 * ALPHA, 0.3 * ALPHA]
 CLIP = 1.0  # of the meta-gradient's norm
-TEST_SEED = 2000  # of the test goals: apart from training, and from the goals that settings were tried on
+TEST_SEED = 2000  # of the test goals and walks: apart from the seeds of training
 
 
 def train_policy(
