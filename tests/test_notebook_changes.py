@@ -278,6 +278,34 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "support, query, T = batch[:2], batch[2:], 3",
         },
     ],
+    "13_reinforcement_learning": [
+        {
+            "HORIZON": "30",
+            "HALF_WIDTH": "1.0",
+            "HIDDEN": "(20,)",
+            "ACTIVATION": '"tanh"',
+            "STD": "0.1",
+            "SIGMA": "0.2",
+            "SAMPLES": "5",
+            "DISTANCE": "3.0",
+            "ALPHA": "1.0",
+            "META_ALPHA": "5.0",
+            "BANDIT_ALPHA": "0.8",
+            "FAILURE": "(5.0, 5.0)",
+        },
+        {
+            "cell:nb13-model": "from torch import nn\n"
+            "family = Navigation(horizon=HORIZON, half_width=HALF_WIDTH, clip=None)\n"
+            "net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))\n"
+            "policy = gaussian_policy(mean=from_module(net), std=STD)\n"
+            "meta = PolicyGradient(family, policy.apply)",
+            "TASKS": "3",
+            "TRAJECTORIES": "2",
+            "PULL": "False",
+            "HORIZON": "10",
+            "BATCHES": "3",
+        },
+    ],
 }
 """Changes to try, by notebook: {"02_differentiating_a_gradient_step": [{"ALPHA": "0.9"}, {"STEPS": "3"}]}.
 
@@ -287,7 +315,7 @@ Each dict is one run. `"NAME": "source"` replaces the value in the one line that
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 RUN_BY_THE_GUARD = ("02", "03", "04", "05")  # test_claims_guard.py runs these unchanged as well
-RUN_CHANGED_ONLY = ("00", "06", "10", "11", "14")  # no preset, or the changed runs go through every cell in the same way
+RUN_CHANGED_ONLY = ("00", "06", "10", "11", "13", "14")  # no preset, or the changed runs go through every cell in the same way
 TIMEOUT = 300  # seconds for one run with preset smoke
 
 
