@@ -7,10 +7,12 @@ more ways, more inner steps, ink and paper exchanged), and writes result.json, i
 
     python -m maml_edu.families --dataset sine --tasks 500000 --out runs/sine_process
 
-trains a conditional neural process on sines, ten support points, and writes final.pt.
+trains a conditional neural process on sines and writes final.pt; each meta-batch has a number of support points drawn
+from 1 to 10, or always the same with --points.
 """
 
 import argparse
+import json
 import shlex
 import sys
 import time
@@ -207,15 +209,20 @@ def run(method: str, tasks: int, seed: int, out: Path, dataset: str = "omniglot"
     return 0
 
 
-def run_sine(tasks: int, seed: int, out: Path, command: str = "") -> int:
-    """Train a conditional neural process on sines with ten support points; final.pt says with what settings."""
+def run_sine(tasks: int, seed: int, out: Path, points: int | None = None, command: str = "") -> int:
+    """Train a conditional neural process on sines; final.pt says with what settings. points: None draws 1 to 10."""
     found = neural_process(generator=torch.Generator().manual_seed(seed))
     meta_batch, family = 25, SineTasks()
     out.mkdir(parents=True, exist_ok=True)
+
+    def sample(count, generator):
+        shots = points or int(torch.randint(1, 11, (), generator=generator))
+        return family.sample(count, shots, 10, generator=generator)
+
     trained = train(
         found.model,
         gaussian_nll(found.model.apply),
-        lambda count, generator: family.sample(count, 10, generator=generator),
+        sample,
         maml_from(found.start),
         iterations=tasks // meta_batch,
         tasks=meta_batch,
@@ -234,8 +241,9 @@ def run_sine(tasks: int, seed: int, out: Path, command: str = "") -> int:
         return 1
     command = f"python -m maml_edu.families {command}"
     where = provenance(seed, float(trained.history["seconds"]), command=command)
+    where = json.loads(json.dumps(where))  # plain strings and numbers: a checkpoint is read with weights_only=True
     protocol = {
-        "shots": 10,
+        "shots": points or "1 to 10",
         "meta_batch": meta_batch,
         "iterations": tasks // meta_batch,
         "outer": "Adam, lr 0.002, cosine",
@@ -252,6 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tasks", type=int, default=32_000, help=f"training tasks in all, {TASKS} in a meta-batch")
     parser.add_argument("--test-tasks", type=int, default=600)
     parser.add_argument("--dataset", choices=("omniglot", "glyphs", "sine"), default="omniglot")
+    parser.add_argument("--points", type=int, help="support points of --dataset sine (default: drawn from 1 to 10)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for result.json; an unfinished run continues")
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -260,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.method != "process" or given.tasks < 25:
             parser.error("--dataset sine trains --method process, on at least one meta-batch of 25 tasks")
         torch.set_num_threads(1)
-        return run_sine(given.tasks, given.seed, given.out, shlex.join(arguments))
+        return run_sine(given.tasks, given.seed, given.out, given.points, shlex.join(arguments))
     if given.tasks < TASKS:
         parser.error(f"--tasks {given.tasks}: at least one meta-batch of {TASKS}")
     torch.set_num_threads(1)

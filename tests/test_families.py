@@ -16,6 +16,7 @@ from maml_edu.omniglot import Characters
 from maml_edu.prototypes import class_means, prototype_head, prototypical, without_head
 from maml_edu.sine import SineTasks
 from maml_edu.starts import Family, adapt_from, autograd_maml_from, everywhere, maml_from
+from maml_edu.storage import load_checkpoint
 
 
 def seed(number):
@@ -274,4 +275,6 @@ def test_studies_look_at_every_kind_of_task():
 
 def test_the_sine_command(tmp_path):
     assert families.main(["--dataset", "sine", "--tasks", "50", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "final.pt").exists()
+    trained, settings = load_checkpoint(tmp_path / "final.pt", neural_process().model)
+    assert settings["protocol"]["iterations"] == 2 and "--dataset sine" in settings["provenance"]["command"]
+    assert load_checkpoint("sine_process", neural_process().model)[1]["protocol"]["iterations"] == 20_000

@@ -58,7 +58,7 @@ def what_is_generated(ax: Axes) -> Axes:
         for column, from_support in enumerate(generated):
             look = dict(facecolor=COLOURS["support"], hatch="//") if from_support else dict(facecolor="#E4E4E4")
             ax.add_patch(Rectangle((column, row - 0.36), 0.94, 0.72, edgecolor="white", **look))
-            label = "from support" if from_support else "θ"
+            label = "support" if from_support else "θ"
             ax.text(column + 0.47, row, label, ha="center", va="center", fontsize=11, bbox=_on(from_support))
         ax.text(3.1, row, steps, va="center")
     for column, part in enumerate(parts):
@@ -154,7 +154,8 @@ def families_over_steps(
 def families_table(runs: Mapping[str, dict], published: Mapping[str, tuple], passes: Mapping[str, tuple]) -> str:
     """One row for each run, as markdown. runs: label → stored result; its "method" names the family.
 
-    published: method → (accuracy, half width or None) in %; passes: method → (forward, backward) passes per new task.
+    published: method → (accuracy, half width or None) in %; passes: label or method → (forward, backward) passes for
+    one new task.
     """
     rows = [
         "| method | tasks seen | accuracy, % | one query at a time | parameters | training, CPU s "
@@ -166,7 +167,7 @@ def families_table(runs: Mapping[str, dict], published: Mapping[str, tuple], pas
         one = "{:.1f} ± {:.1f}".format(*(100 * v for v in r["one_query"])) if "one_query" in r else "–"
         parameters = f"{r['parameters']:,}" if "parameters" in r else "–"
         seconds = f"{r['training_cpu_seconds']:.0f}" if "training_cpu_seconds" in r else "–"
-        forward, backward = passes.get(r["method"], ("–", "–"))
+        forward, backward = passes.get(label, passes.get(r["method"], ("–", "–")))
         paper = published.get(r["method"])
         if paper is not None:
             paper = f"{paper[0]:.1f}" + (f" ± {paper[1]:.1f}" if paper[1] is not None else "")
