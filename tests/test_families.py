@@ -140,6 +140,14 @@ def test_the_order_of_the_support_examples_does_not_matter(name):
     assert relative(first, second) < 1e-9
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_start_sees_its_own_task_only(name):
+    found, _, batch, _ = setting(name)
+    together = found.start(found.model.theta, *batch[:2])
+    alone = found.start(found.model.theta, batch.support_x[1:2], batch.support_y[1:2])
+    assert relative({n: p[1:2] for n, p in together.items()}, alone) < 1e-9
+
+
 @pytest.mark.parametrize("name", ["prototypes", "hypernetwork", "hypernetwork, mlp"])
 def test_other_labels_only_permute_the_head(name):
     found, _, batch, _ = setting(name)
@@ -266,9 +274,9 @@ def test_the_command_writes_a_result(tmp_path, monkeypatch, capsys):
 
 def test_studies_look_at_every_kind_of_task():
     validation = noise(20)
-    for method in ("prototypes", "process"):
+    for method in ("protomaml", "process"):
         theta = families.family(method, 5, 2, seed(0)).model.theta
-        found = families.studies(method, theta, 0.0, 5, 1, 2, validation, 2, 0)
+        found = families.studies(method, theta, 0.0, 5, 1, 2, validation, 1, 0)
         assert set(found["shots"]) == {"1", "5", "10"} and all(len(s) == 11 for s in found["shots"].values())
         assert (found["ways"]["20"] is None) == (method == "process") and found["ways"]["5"] is not None
 
@@ -277,4 +285,5 @@ def test_the_sine_command(tmp_path):
     assert families.main(["--dataset", "sine", "--tasks", "50", "--out", str(tmp_path)]) == 0
     trained, settings = load_checkpoint(tmp_path / "final.pt", neural_process().model)
     assert settings["protocol"]["iterations"] == 2 and "--dataset sine" in settings["provenance"]["command"]
-    assert load_checkpoint("sine_process", neural_process().model)[1]["protocol"]["iterations"] == 20_000
+    for name, points in (("sine_process", "1 to 10"), ("sine_process_ten", 10)):
+        assert load_checkpoint(name, neural_process().model)[1]["protocol"]["shots"] == points

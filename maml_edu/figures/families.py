@@ -128,11 +128,16 @@ def bands_of_a_process(axes: Sequence[Axes], x: Tensor, truth: Tensor, curves: M
 
 
 def families_over_steps(
-    ax: Axes, scores: Mapping[str, Sequence[float]], label: str, title: str = "", log: bool = False
+    ax: Axes,
+    scores: Mapping[str, Sequence[float]],
+    label: str,
+    title: str = "",
+    log: bool = False,
+    legend: str | None = None,
 ) -> Axes:
-    """A score after 0, 1, … inner steps, one line for each family (keys of FAMILY_NAMES), named at its end.
+    """A score after 0, 1, … inner steps, one line for each family (keys of FAMILY_NAMES).
 
-    A score that is not finite leaves a gap. log: logarithmic score axis.
+    log: logarithmic score axis. legend: where it goes ("upper right"); without, there is none.
     """
     last = max(len(values) for values in scores.values()) - 1
     if log:
@@ -143,7 +148,8 @@ def families_over_steps(
     ax.set_xlabel("inner steps at test")
     ax.set_ylabel(label)
     ax.set_title(title)
-    ax.legend(fontsize=11)
+    if legend is not None:
+        ax.legend(fontsize=11, loc=legend)
     ax.grid(alpha=0.25)
     return ax
 
