@@ -306,6 +306,27 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "BATCHES": "3",
         },
     ],
+    "12_other_families": [
+        {
+            "WAYS": "3",
+            "SHOTS": "2",
+            "STEPS": "2",
+            "ALPHA": "0.1",
+            "TASKS": "4",
+            "SEED": "1",
+            "POINTS": "5",
+            "AMPLITUDE": "(1.0, 2.0)",
+            "PROCESS_SIZES": "(1, 20, 20, 2)",
+            "MORE_WAYS": "(2, 15)",
+            "OUTSIDE": "(0.1, 5.0)",
+            "FAR_STEPS": "3",
+            "cell:nb12-model": 'HEAD, SHIFTS = ("w2", "b2"), ("b1",)\n\n\n'
+            "def network(filters, dtype=torch.float32, ways=WAYS):\n"
+            "    start = torch.Generator().manual_seed(SEED)\n"
+            '    return mlp((784, 2 * filters, ways), "tanh", start, dtype)',
+        },
+        {"DATASET": '"glyphs"', "FILTERS": "8", "SHOTS": "5", "SINE_ALPHA": "0.0005"},
+    ],
 }
 """Changes to try, by notebook: {"02_differentiating_a_gradient_step": [{"ALPHA": "0.9"}, {"STEPS": "3"}]}.
 
@@ -315,7 +336,7 @@ Each dict is one run. `"NAME": "source"` replaces the value in the one line that
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 RUN_BY_THE_GUARD = ("02", "03", "04", "05")  # test_claims_guard.py runs these unchanged as well
-RUN_CHANGED_ONLY = ("00", "06", "10", "11", "13", "14")  # no preset, or the changed runs go through every cell in the same way
+RUN_CHANGED_ONLY = ("00", "06", "10", "11", "12", "13", "14")  # no preset, or the changed runs go through every cell in the same way
 TIMEOUT = 300  # seconds for one run with preset smoke
 
 
