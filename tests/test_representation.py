@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import PROBLEMS, flat, random_like, relative
+from problems import PROBLEMS, flat, random_like, relative, sines, varied_alpha
 from torch import nn
 
 from maml_edu.meta_gradient import adapt, at_every_task, autograd_maml, fomaml, maml
@@ -160,13 +160,14 @@ def test_votes_are_sums_of_cosines():
 
 
 def test_nil_accuracy_knows_what_it_has_seen():
-    problem, apply, _ = setting("conv4")
+    problem = PROBLEMS["conv4"]()
+    theta, apply = conv4(3, 16, 8, generator(1), torch.float64)
     x, y = problem.batch.support_x[:, ::2], problem.batch.support_y[:, ::2]  # one per class
-    assert (nil_accuracy(apply, problem.theta, TaskBatch(x, y, x, y), 3) == 1).all()
+    assert (nil_accuracy(apply, theta, TaskBatch(x, y, x, y), 3) == 1).all()
     wrong = TaskBatch(x, y, x, (y + 1) % 3)
-    assert (nil_accuracy(apply, problem.theta, wrong, 3) == 0).all()
-    no_head = {n: torch.zeros_like(p) if n in head_names(problem.theta) else p for n, p in problem.theta.items()}
-    both = [nil_accuracy(apply, theta, problem.batch, 3) for theta in (problem.theta, no_head)]
+    assert (nil_accuracy(apply, theta, wrong, 3) == 0).all()
+    no_head = {n: torch.zeros_like(p) if n in head_names(theta) else p for n, p in theta.items()}
+    both = [nil_accuracy(apply, params, problem.batch, 3) for params in (theta, no_head)]
     assert torch.equal(*both)
 
 
@@ -217,9 +218,7 @@ def test_anils_body_gradient_is_not_first_order():
 def test_anil_with_rates_per_step_and_tensor():
     problem, apply, make_loss = setting("mlp")
     theta = problem.theta
-    rates = [
-        {n: 0.1 + 0.2 * torch.rand(p.shape, generator=generator(k)).double() for n, p in theta.items()} for k in (0, 1)
-    ]
+    rates = [varied_alpha(theta, seed) for seed in (0, 1)]
     found = anil(apply, make_loss)(None, theta, problem.batch, rates, 2)
     expected = maml(problem.loss, theta, problem.batch, freeze(rates, theta, body_names(theta)), 2)
     assert relative(found.gradient, expected.gradient) < 1e-12
@@ -246,8 +245,6 @@ def test_anil_says_what_it_cannot_do():
 
 def test_anil_trains():
     model = mlp((1, 8, 1), generator=generator())
-    from problems import sines
-
     method = anil(model.apply, mse)
     trained = train(model, mse(model.apply), sines, method, iterations=30, alpha=0.05, lr=1e-2, progress=None)
     losses = trained.history["query_loss"]

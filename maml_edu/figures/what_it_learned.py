@@ -132,7 +132,7 @@ def linear_training(ax: Axes, losses: Mapping[str, Tensor], floor: float) -> Axe
     ax.annotate(
         "floor of one layer", (1, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=11
     )
-    ax.set(yscale="log", xlabel="outer iteration", ylabel="query loss after one step", ylim=(5e-7, None))
+    ax.set(yscale="log", xlabel="outer iteration", ylabel="query loss after one step (cut at 10⁻⁶)", ylim=(5e-7, None))
     ax.legend(loc="center right")
     return ax
 
