@@ -327,6 +327,29 @@ CHANGES: dict[str, list[dict[str, str]]] = {
         },
         {"DATASET": '"glyphs"', "FILTERS": "8", "SHOTS": "5", "SINE_ALPHA": "0.0005"},
     ],
+    "09_what_did_it_learn": [
+        {
+            "SHOTS": "5",
+            "AMPLITUDE": "(1.0, 1.0)",
+            "PHASE": "(math.pi, 2 * math.pi)",
+            "TASKS": "20",
+            "DATASET": '"glyphs"',
+            "SUPPORT_SHOTS": "5",
+            "STEPS": "1",
+            "INNER": "1",
+            "CURVATURE": "(1.0, 0.01)",
+            "HIDDEN": "2",
+            "MARKS": "(0, 1, 10)",
+            "SHOT_COUNTS": "(2, 10)",
+            "cell:nb09-model": "from torch import nn\n"
+            "model = from_module(nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 1)))\n"
+            "model_loss = mse(model.apply)\n"
+            "head_rates = freeze(ALPHA, model.theta, body_names(model.theta))\n"
+            "def ten_points(tasks, generator):\n"
+            "    return family.sample(tasks, 10, 50, generator=generator)",
+        },
+        {"ALPHA": "0.03", "TRAIN_STEPS": "3", "INNER": "10", "LINEAR_ALPHA": "0.2", "TUNING": "(0.01,)", "SHOTS": "50"},
+    ],
 }
 """Changes to try, by notebook: {"02_differentiating_a_gradient_step": [{"ALPHA": "0.9"}, {"STEPS": "3"}]}.
 
@@ -336,7 +359,7 @@ Each dict is one run. `"NAME": "source"` replaces the value in the one line that
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 RUN_BY_THE_GUARD = ("02", "03", "04", "05")  # test_claims_guard.py runs these unchanged as well
-RUN_CHANGED_ONLY = ("00", "06", "10", "11", "12", "13", "14")  # no preset, or the changed runs go through every cell in the same way
+RUN_CHANGED_ONLY = ("00", "06", "09", "10", "11", "12", "13", "14")  # no preset, or the changed runs go through every cell in the same way
 TIMEOUT = 300  # seconds for one run with preset smoke
 
 
