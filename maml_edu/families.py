@@ -29,7 +29,7 @@ from .models import conv4, cross_entropy
 from .neural_process import gaussian_nll, neural_process, neural_process_classifier
 from .prototypes import prototypical
 from .results import provenance, result, write_result
-from .runs import _curve, _keep_freed_memory, _plain
+from .runs import keep_freed_memory, plain_rates, thinned_curve
 from .sine import SineTasks
 from .starts import Family, adapt_from, everywhere, maml_from
 from .storage import save_checkpoint
@@ -119,7 +119,7 @@ def studies(method: str, theta, alpha, ways: int, shots: int, filters: int, vali
 
 def run(method: str, tasks: int, seed: int, out: Path, dataset: str = "omniglot", test_tasks: int = 600, command=""):
     """Train, score the test tasks once, look at the studies, write out/result.json and final.pt; resumes by itself."""
-    _keep_freed_memory()
+    keep_freed_memory()
     ways, shots, filters, (steps, _) = 5, 1, 32, METHODS[method]
     iterations = tasks // TASKS
     training, validation, test = split(characters(dataset), "finn")
@@ -189,7 +189,7 @@ def run(method: str, tasks: int, seed: int, out: Path, dataset: str = "omniglot"
         **({"alpha_start": ALPHA, "alpha_lr": ALPHA_LR} if steps else {}),
         "inner_steps_train": steps,
         "inner_steps": steps,
-        "alpha": _plain(trained.alpha) if steps else None,
+        "alpha": plain_rates(trained.alpha) if steps else None,
     }
     more = {
         "metric": "accuracy",
@@ -199,7 +199,7 @@ def run(method: str, tasks: int, seed: int, out: Path, dataset: str = "omniglot"
         "validation_studies": studies(
             method, trained.theta, trained.alpha, ways, shots, filters, validation, min(300, test_tasks), seed
         ),
-        "curve": _curve(trained.history),
+        "curve": thinned_curve(trained.history),
     }
     where = provenance(seed, float(trained.history["seconds"]), command=f"python -m maml_edu.families {command}")
     name = f"{dataset} {ways}-way {shots}-shot"

@@ -19,7 +19,7 @@ from .meta_gradient import Params
 from .navigation import Navigation
 from .policy_gradient import PolicyGradient, gaussian_policy
 from .results import provenance, result, write_result
-from .runs import _keep_freed_memory
+from .runs import keep_freed_memory
 from .storage import Trained, save_checkpoint
 from .training import train
 
@@ -36,7 +36,7 @@ STD = 0.8  # of an untrained policy, in units of 0.1
 # After the first step less is left to learn, and as much noise: shorter steps.
 TEST_ALPHA = [ALPHA, 0.3 * ALPHA, 0.3 * ALPHA, 0.3 * ALPHA]
 CLIP = 1.0  # of the meta-gradient's norm
-TEST_SEED = 2000  # of the test goals and walks: apart from the seeds of training
+TEST_SEED = 3000  # of the test goals and walks; TEST_ALPHA was chosen on those of seed 2000, training has 0, 1, 2
 
 
 def train_policy(
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    _keep_freed_memory()  # saves a fifth of the time
+    keep_freed_memory()  # saves a fifth of the time
 
     wall, cpu = time.monotonic(), time.process_time()
     sizes = dict(iterations=args.iterations, tasks=args.tasks, trajectories=args.trajectories, lr=args.lr)
@@ -115,6 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
         trajectories_train=args.trajectories,
         trajectories=20,
         tasks=args.test_tasks,
+        test_seed=TEST_SEED,
         meta_batch=args.tasks,
         iterations=len(curve),
         outer=f"Adam {args.lr:g}, cosine",

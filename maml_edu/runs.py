@@ -128,7 +128,7 @@ def _problem(s, device):
     return model, cross_entropy(model.apply), [sampler(e) for e in episodes], "accuracy", protocol
 
 
-def _keep_freed_memory():
+def keep_freed_memory():
     """On Linux, have malloc keep what is freed: the next iteration wants the same blocks again.
 
     Given back and asked for anew, their pages cost a fifth of the time of a large step (32 tasks, 64 filters).
@@ -145,7 +145,7 @@ def _keep_freed_memory():
 def train_run(args: argparse.Namespace) -> int:
     """Train as the arguments say, score on test tasks, leave result.json and final.pt; returns the exit code."""
     s = _settings(args)
-    _keep_freed_memory()
+    keep_freed_memory()
     device = distributed.join(_device(s["device"]))
     model, loss, (training, validation, test), metric, about = _problem(s, device)
     out = s["out"]
@@ -271,14 +271,14 @@ def _score_and_write(s, model, loss, validation, test, metric, protocol, trained
             best = means.index(min(means))
         s["alpha"], protocol = TEST_ALPHAS[best], {**protocol, "alpha_chosen_on": "validation tasks, by the mean"}
     scores = score(test, alpha=s["alpha"], generator=torch.Generator().manual_seed(s["seed"] + 2))
-    protocol = {**protocol, "alpha": _plain(s["alpha"])}
+    protocol = {**protocol, "alpha": plain_rates(s["alpha"])}
     name = (
         f"sine {s['test_shots']}-shot"
         if s["dataset"] == "sine"
         else f"{s['dataset']} {s['ways']}-way {s['test_shots']}-shot"
     )
     where["seconds"] = round(trained.history.get("seconds", torch.zeros(())).item() + time.monotonic() - started, 1)
-    more = {"curve": _curve(trained.history)} if "query_loss" in trained.history else {}
+    more = {"curve": thinned_curve(trained.history)} if "query_loss" in trained.history else {}
     write_result(s["out"] / "result.json", result(name, s["method"], protocol, scores, where, metric=metric, **more))
     trained = trained._replace(alpha=s["alpha"])
     save_checkpoint(s["out"] / "final.pt", trained, experiment=name, method=s["method"], protocol=protocol)
@@ -290,7 +290,7 @@ def _score_and_write(s, model, loss, validation, test, metric, protocol, trained
     print(f"wrote {s['out'] / 'result.json'}")
 
 
-def _curve(history):
+def thinned_curve(history):
     """At most about 200 means of the query loss; and (iteration, score) on the validation tasks."""
     losses = history["query_loss"]
     size = max(1, len(losses) // 200)
@@ -300,10 +300,10 @@ def _curve(history):
     return curve
 
 
-def _plain(alpha):
+def plain_rates(alpha):
     """α for JSON: numbers, rounded to what is worth reading."""
     if isinstance(alpha, (list, tuple)):
-        return [_plain(a) for a in alpha]
+        return [plain_rates(a) for a in alpha]
     if isinstance(alpha, dict):
-        return {name: _plain(a) for name, a in alpha.items()}
+        return {name: plain_rates(a) for name, a in alpha.items()}
     return round(float(alpha), 5)

@@ -359,7 +359,8 @@ Each dict is one run. `"NAME": "source"` replaces the value in the one line that
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 RUN_BY_THE_GUARD = ("02", "03", "04", "05")  # test_claims_guard.py runs these unchanged as well
-RUN_CHANGED_ONLY = ("00", "06", "09", "10", "11", "12", "13", "14")  # no preset, or the changed runs go through every cell in the same way
+# No preset, or the changed runs go through every cell in the same way.
+RUN_CHANGED_ONLY = ("00", "06", "09", "10", "11", "12", "13", "14")
 TIMEOUT = 300  # seconds for one run with preset smoke
 
 
