@@ -12,6 +12,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from maml_edu.navigation import PUBLISHED_NAVIGATION
+from maml_edu.results import PUBLISHED_OMNIGLOT, PUBLISHED_SINE, headline, omniglot_runs, over_seeds, read_results
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 BENCHMARKS = ROOT / "tests" / "benchmarks"
@@ -19,8 +22,6 @@ BENCHMARKS = ROOT / "tests" / "benchmarks"
 
 def results_table():
     """The results as markdown, from the stored JSON and the published tables alone."""
-    from maml_edu.results import PUBLISHED_OMNIGLOT, PUBLISHED_SINE, omniglot_runs, over_seeds, read_results
-
     found = read_results(ROOT / "notebooks" / "results")
     lines = ["| sine regression, 5-shot MSE | 1 step | 5 steps | 10 steps |", "|---|---|---|---|"]
     for label, row in PUBLISHED_SINE.items():
@@ -51,7 +52,44 @@ def results_table():
         )
         mean, half = over_seeds(list(runs.values()))
         lines.append(f"| ours: {method.upper()} | {protocol} | {100 * mean:.1f} ± {100 * half:.1f} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *families_lines(found), "", *navigation_lines(found)]) + "\n"
+
+
+FAMILIES = {
+    "maml": "MAML",
+    "prototypes": "prototypical network",
+    "protomaml": "ProtoMAML",
+    "hypernetwork": "hypernetwork and inner loop",
+    "process": "conditional neural process",
+}
+
+
+def families_lines(found):
+    """Notebook 12: the same episodes, network and number of training tasks for every method."""
+    lines = ["| 5-way 1-shot, same episodes for all | training tasks | inner steps | accuracy |", "|---|---|---|---|"]
+    for name, r in found.items():
+        method, _, note = name.removeprefix("omniglot_5way_1shot_").partition("_")
+        if method in FAMILIES and note in ("families", "longer"):
+            p, score = r["protocol"], headline(r)
+            tasks = f"{p['meta_batch'] * p['iterations']:,}"
+            accuracy = f"{100 * score['mean']:.1f} ± {100 * score['half_width']:.1f}"
+            lines.append(f"| {FAMILIES[method]} | {tasks} | {p['inner_steps']} | {accuracy} |")
+    return lines
+
+
+def navigation_lines(found):
+    """Notebook 13: return on new goals, mean of the runs with different seeds, beside the published one."""
+    lines = ["| 2-D navigation, mean return | 0 steps | 1 step | 2 steps | 3 steps |", "|---|---|---|---|---|"]
+    for name in ("MAML", "pre-trained"):
+        cells = [f"{value:.1f}" for value in PUBLISHED_NAVIGATION[name][:4]]
+        lines.append(f"| published: {name} | {' | '.join(cells)} |")
+    for method, label in (("maml", "MAML"), ("joint", "pre-trained")):
+        runs = [r for name, r in found.items() if re.fullmatch(rf"navigation_{method}_seed\d", name)]
+        cells = [f"{sum(r['per_step'][step]['mean'] for r in runs) / len(runs):.1f}" for step in range(4)]
+        seeds = f"{len(runs)} seeds" if len(runs) > 1 else "one seed"
+        seconds = max(r["training"]["cpu_seconds"] for r in runs)
+        lines.append(f"| ours: {label}, {seeds}, at most {seconds:.0f} s of CPU time each | {' | '.join(cells)} |")
+    return lines
 
 
 def benchmark_table():

@@ -70,6 +70,15 @@ UNIT = [
     {"05": (1, 2, 3, 6), "06": (1, 2, 3, 4)},
     {"07": (1, 2, 3, 6, 7), "08": (3, 5)},
 ]
+# Each elective in a class of 50 minutes: these sections; the others at home.
+ELECTIVES = {
+    "09": (1, 2, 3, 5, 7),
+    "10": (1, 3, 5, 6, 7),
+    "11": (1, 2, 3, 5, 6),
+    "12": (1, 2, 3, 6, 7),
+    "13": (1, 3, 4, 5, 6),
+    "14": (1, 3, 5, 6),
+}
 
 
 def notebooks():
@@ -118,6 +127,19 @@ def unit_table():
     return "\n".join(lines) + "\n"
 
 
+def electives_table():
+    books = notebooks()
+    lines = ["| elective | in class | minutes | at home | minutes |", "|---|---|---|---|---|"]
+    for number, chosen in ELECTIVES.items():
+        name, _, sections = books[number]
+        parts = [chosen, [s for s in sections if s not in chosen]]
+        minutes = [sum(sections[s][1] for s in part) for part in parts]
+        assert minutes[0] < 50, f"{number} has {minutes[0]} minutes in class"
+        cells = [f"§{_ranges(part)}" for part in parts]
+        lines.append(f"| [{number}]({name}) | {cells[0]} | {minutes[0]} | {cells[1]} | {minutes[1]} |")
+    return "\n".join(lines) + "\n"
+
+
 def _ranges(numbers):
     """1, 2, 3, 6 -> "1–3, 6"."""
     runs = []
@@ -155,6 +177,7 @@ def machine_table():
 TABLES = {
     **{f"plan {length}": lambda length=length: plan_table(length) for length in PLANS},
     "unit": unit_table,
+    "electives": electives_table,
     "machine": machine_table,
 }
 
@@ -183,7 +206,7 @@ def test_quoted_messages_are_those_of_the_checks():
     assert len(rows) >= 10
     for number, message in rows:
         assert message in registry()[number].mistakes, f"{number}: {message}"
-    named = re.findall(r"(\d\.\d) \(([^)]+)\)", text)
+    named = re.findall(r"(\d+\.\d) \(([^)]+)\)", text)
     assert named and all(registry()[number].title == title for number, title in named)
 
 
@@ -221,7 +244,7 @@ def test_links_and_sections_exist():
     text, books = GUIDE.read_text(encoding="utf-8"), notebooks()
     for target in set(re.findall(r"\]\((?!http)([^)#]+)\)", text)):
         assert (GUIDE.parent / target).exists(), target
-    for number, section in re.findall(r"\b(0\d) §(\d+)", text):
+    for number, section in re.findall(r"\b([01]\d) §(\d+)", text):
         assert int(section) in books[number][2], f"{number} §{section}"
 
 
