@@ -38,20 +38,14 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
     Counts memories, not tensors: a view or an expanded tensor adds nothing. What the arguments hold is not included.
     """
-    with _LiveBytes() as memory:
+    with LiveBytes() as memory:
         call()
     return memory.peak
 
 
-class _Operations(TorchDispatchMode):
-    number = 0
+class LiveBytes(TorchDispatchMode):
+    """While active: `live` and `peak`, the bytes of all tensors made, every memory once, until it is freed."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.number += func._schema.is_mutable or not func.is_view
-        return func(*args, **(kwargs or {}))
-
-
-class _LiveBytes(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.live = self.peak = 0
@@ -71,3 +65,11 @@ class _LiveBytes(TorchDispatchMode):
     def _freed(self, key, size):
         self.known.discard(key)
         self.live -= size
+
+
+class _Operations(TorchDispatchMode):
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += func._schema.is_mutable or not func.is_view
+        return func(*args, **(kwargs or {}))

@@ -9,9 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from problems import PROBLEMS, Problem, relative, tanh_mlp
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from maml_edu.measuring import LiveBytes
 from maml_edu.meta_gradient import autograd_maml, fomaml, joint, maml, reptile
 from maml_edu.models import conv4, cross_entropy, mlp, mse
 from maml_edu.sine import SineTasks
@@ -52,29 +51,6 @@ def test_nothing_is_computed_twice_without_need(steps):
 
 # --------------------------------------------------------------------------------------------------
 # Memory
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made while it is active, every memory once, until it is freed."""
-
-    def __init__(self):
-        super().__init__()
-        self.live = self.peak = 0
-        self.known = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor) and id(memory := leaf.untyped_storage()) not in self.known:
-                self.known.add(id(memory))  # one object for as long as the memory lives
-                self.live += memory.nbytes()
-                weakref.finalize(memory, self.freed, id(memory), memory.nbytes())
-        self.peak = max(self.peak, self.live)
-        return out
-
-    def freed(self, key, size):
-        self.known.discard(key)
-        self.live -= size
 
 
 def test_live_bytes_counts_what_is_held():
