@@ -2,11 +2,13 @@
 
     python -m maml_edu.navigation_run --method maml --seed 0 --out DIR
 
-writes DIR/result.json (mean return after 0 … 4 steps, with intervals over tasks) and DIR/checkpoint.pt. Ctrl-C ends the
-training after the iteration in progress; what was learned so far is then tested and written.
+writes DIR/result.json (mean return after 0 … 4 steps, with intervals over tasks, and the return of every test goal) and
+DIR/checkpoint.pt. Ctrl-C ends the training after the iteration in progress; what was learned so far is then tested and
+written.
 """
 
 import argparse
+import math
 import shlex
 import sys
 import time
@@ -43,7 +45,7 @@ def train_policy(
     method: str,
     seed: int,
     family: Navigation | None = None,
-    iterations: int = 130,
+    iterations: int = 200,
     tasks: int = 20,
     trajectories: int = 20,
     lr: float = 3e-3,
@@ -90,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m maml_edu.navigation_run", description=__doc__.splitlines()[0])
     parser.add_argument("--method", choices=METHODS, default="maml")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--iterations", type=int, default=130)
+    parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--tasks", type=int, default=20, help="tasks in a meta-batch")
     parser.add_argument("--trajectories", type=int, default=20, help="per task, before and after adaptation")
     parser.add_argument("--lr", type=float, default=3e-3)
@@ -130,6 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
     training["return_after_adaptation"] = [round(float(r), 2) for r in curve]
     args.out.mkdir(parents=True, exist_ok=True)
     stored = result("2-D navigation", args.method, protocol, scores, made, metric="return", training=training)
+    for one, s in zip(stored["per_step"], scores):  # every run is tested on the same goals: differences can be paired
+        one["values"] = [round(v, 3) if math.isfinite(v) else None for v in s.values.tolist()]
     write_result(args.out / "result.json", stored)
     save_checkpoint(args.out / "checkpoint.pt", trained._replace(history={}), experiment="2-D navigation", **protocol)
     for s in scores:

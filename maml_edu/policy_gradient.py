@@ -6,7 +6,8 @@ A Gaussian policy π(u|x) = N(f(x), σ²); trajectories are sampled, then held f
 
 Forward: K steps θ_{j+1} = θ_j − α∇L_j(θ_j), each on trajectories of its own, sampled with θ_j.
 Backward: v ← v − H_j(α∘v), H_j the Hessian of that surrogate on those trajectories.
-The gradient of L is right on average. Its Hessian is not, unless the surrogate is made for it (`dice`).
+The gradient of L is right on average, up to the discount and what the weights take from the same trajectories. Its
+Hessian is not even then, unless the surrogate is made for it (`dice`).
 """
 
 import math
@@ -151,10 +152,13 @@ def reinforce(apply: Callable[..., Tensor]) -> Loss:
 
 
 def dice(apply: Callable[..., Tensor]) -> Loss:
-    """The same value of the gradient as `reinforce`, and a Hessian that is right on average.
+    """The same value of the gradient as `reinforce`, and a Hessian that is right on average if nothing is discounted.
 
     Σ_t A_t log π_t becomes Σ_t □_t e_t: e_t = A_t − A_{t+1} is what A loses at step t, and □_t = exp(c_t − ⊥c_t), with
     c_t = Σ_{s≤t} log π_s and ⊥ for "held constant", is 1 with the derivatives of a probability ratio.
+    ∇log π_s ∇log π_uᵀ, s < u, gets the weight A_u; differentiating the expected gradient gives γ^(u−s) A_u, equal
+    for γ = 1 alone. And the weights must not come from the same trajectories: a fitted baseline and a division by the
+    spread add a bias.
     Source: Foerster et al. (2018), eq. 6.
     """
 

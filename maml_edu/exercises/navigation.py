@@ -24,6 +24,10 @@ def _not_discounted(rewards, discount):
     return to_go(rewards, 1.0)
 
 
+def _so_far_not_discounted(rewards, discount):
+    return rewards.cumsum(-1)
+
+
 def _the_whole_return(rewards, discount):
     return to_go(rewards, discount)[..., :1].expand_as(rewards)
 
@@ -50,6 +54,7 @@ RETURNS = Exercise(
     cases=_rewards,
     mistakes={
         "You summed the past. An action can only change the rewards that come after it.": _so_far,
+        "This is a running sum: the past, and no discount. Begin at t, and weigh.": _so_far_not_discounted,
         "The discount is missing: the reward k steps ahead counts γ^k.": _not_discounted,
         "This is the return of the whole trajectory at every time. Start the sum at t.": _the_whole_return,
         "You discounted by the time since the start. Count from t: r_t itself has weight 1.": _from_the_start,
@@ -87,6 +92,10 @@ def _all_counted(log_pi, weight, alive):
     return -(weight * log_pi * alive).mean((1, 2))
 
 
+def _trajectories_first(log_pi, weight, alive):
+    return -((weight * log_pi * alive).sum(2) / alive.sum(2)).mean(1)
+
+
 def _not_masked(log_pi, weight, alive):
     return -(weight * log_pi).sum((1, 2)) / alive.sum((1, 2))
 
@@ -117,6 +126,7 @@ SURROGATE = Exercise(
         "The weights are missing: this makes every action likelier, good or bad.": _without_weights,
         "One value per task, please: the heart sums over tasks by itself. Sum over axes 1 and 2 only.": _over_tasks,
         "You divided by all time steps. Divide by those under way, alive.sum((1, 2)).": _all_counted,
+        "One mean per trajectory first? Divide once, by all steps of the task that are alive.": _trajectories_first,
         "Steps after the goal was reached are counted: multiply by alive.": _not_masked,
         "Use log π as it is: the derivation asked for the gradient of log π.": _probabilities,
     },

@@ -27,7 +27,7 @@ def walks_and_goals(ax: Axes, states: Tensor, goals: Tensor, half_width: float) 
     for path in states.numpy():
         ax.plot(*path.T, color=COLOURS["before"], linewidth=0.9, alpha=0.8)
     ax.plot([], [], color=COLOURS["before"], label="walks of the untrained policy")
-    ax.plot(*goals.numpy().T, **_STAR | {"markersize": 10}, label="goals of other tasks")
+    ax.plot(*goals.numpy().T, **_STAR | {"markersize": 10}, label=f"goals of {len(goals)} tasks")
     side = half_width * np.array([-1, 1, 1, -1, -1])
     ax.plot(side, np.roll(side, 1), color="black", linewidth=1, linestyle=":", label="where goals come from")
     ax.plot(0, 0, "o", color="black", markersize=6)
@@ -74,16 +74,24 @@ def meta_training(ax: Axes, curves: Mapping[str, Sequence[float]], level: float 
 
 
 def returns_after_steps(
-    ax: Axes, curves: Mapping[str, Sequence[tuple[float, float | None]]], keys: Mapping[str, str], level: float
+    ax: Axes,
+    curves: Mapping[str, Sequence[tuple[float, float | None]]],
+    keys: Mapping[str, str],
+    level: float,
+    names: Mapping[str, str] | None = None,
 ) -> Axes:
     """Return over inner steps: label → (mean, half-width or None) per step; keys: label → colour key. level: oracle.
 
+    names: what the legend calls a label, if not by itself; curves of the same name share one entry.
     Curves without half-widths (published numbers) are drawn hollow and thin.
     """
+    names, shown = names or {}, set()
     for label, values in curves.items():
         steps = [i for i, (mean, _) in enumerate(values) if mean is not None]
         mean, half = [values[i][0] for i in steps], [values[i][1] for i in steps]
-        look = STYLES[keys[label]] | {"label": label}
+        name = names.get(label, label)
+        look = STYLES[keys[label]] | {"label": name if name not in shown else None}
+        shown.add(name)
         if any(h is None for h in half):
             ax.plot(steps, mean, **look | {"markerfacecolor": "white", "linewidth": 1, "alpha": 0.8})
         else:
@@ -107,6 +115,8 @@ def bandit_meta_gradient(
     ax.plot(theta, exact, **line("truth"), label="expected (closed form)")
     for label, (x, mean, half) in points.items():
         look = STYLES[looks[label]] | {"linestyle": "none", "markersize": 7}
+        if look["marker"] == "s":  # hollow and larger: another marker may lie on the same point
+            look |= {"markersize": 12, "markerfacecolor": "none", "markeredgewidth": 1.8}
         ax.errorbar(x, mean, yerr=half, capsize=2, label=label, **look)
     ax.set(xlabel="θ − goal", ylabel="meta-gradient")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -121,6 +131,7 @@ def estimates_of_gradient(ax: Axes, estimates: Mapping[str, Tensor], exact: floa
     for label, e in estimates.items():
         ax.hist(e.numpy(), bins, density=True, histtype="step", label=label, linewidth=2, **_of_hist(looks[label]))
     ax.axvline(exact, color="black", linewidth=1.3, linestyle=":")
+    ax.margins(y=0.15)  # room for the word above the highest bar
     ax.annotate("exact", (exact, 0.97), xycoords=("data", "axes fraction"), xytext=(5, -10), textcoords="offset points")
     ax.set(xlabel="estimate of ∂J/∂θ", ylabel="density")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
