@@ -38,7 +38,7 @@ STD = 0.8  # of an untrained policy, in units of 0.1
 # After the first step less is left to learn, and as much noise: shorter steps.
 TEST_ALPHA = [ALPHA, 0.3 * ALPHA, 0.3 * ALPHA, 0.3 * ALPHA]
 CLIP = 1.0  # of the meta-gradient's norm
-TEST_SEED = 5000  # of the test goals and walks; step sizes and length of training were chosen on others (2000, 3000)
+TEST_SEED = 5000  # of the test goals and walks; step sizes and length of training were chosen on others
 
 
 def train_policy(

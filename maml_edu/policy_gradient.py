@@ -116,8 +116,8 @@ def fitted_baseline(returns: Tensor, states: Tensor, alive: Tensor) -> Tensor:
 def advantages(seen: Trajectories, discount: float = 0.99, baseline: bool = True, scale: bool = True) -> Tensor:
     """The weights A [T, n, H]: returns-to-go, minus the fitted baseline, in units of their spread within the task.
 
-    scale: divide by the task's standard deviation, as the code of Finn et al. (2017) does. Where all actions paid the
-    same, but for rounding, nothing can be learned: 0, not rounding errors blown up. 0 also once the goal is reached.
+    scale: divide by the task's standard deviation, as the code of Finn et al. (2017) does. Where all actions paid
+    the same, nothing can be learned: 0, not the remainder of the fit blown up. 0 also once the goal is reached.
     """
     to_go = returns_to_go(seen.rewards, discount) * seen.alive
     a = to_go - fitted_baseline(to_go, seen.states, seen.alive) * seen.alive if baseline else to_go
@@ -125,8 +125,8 @@ def advantages(seen: Trajectories, discount: float = 0.99, baseline: bool = True
         count = seen.alive.sum((1, 2), keepdim=True)
         mean = a.sum((1, 2), keepdim=True) / count
         variance = ((a - mean).square() * seen.alive).sum((1, 2), keepdim=True) / count
-        rounding = 1e-4 * to_go.abs().amax((1, 2), keepdim=True)
-        a = torch.where(variance.sqrt() > rounding, a / (variance.sqrt() + 1e-8), 0)
+        negligible = 1e-4 * to_go.abs().amax((1, 2), keepdim=True)
+        a = torch.where(variance.sqrt() > negligible, a / (variance.sqrt() + 1e-8), 0)
     return a
 
 
