@@ -100,8 +100,8 @@ SPACING = Exercise(
         "There are ceil(K/every) segments. The start of the first is θ_0, which costs nothing.",
         "held = ceil(K/every) − 1 + every; then the smallest `every` with the smallest value.",
     ),
-    remark="The best `every` lies near √K, and the memory is about 2√K vectors. Several values tie; the package takes √K, "
-    "rounded up.",
+    remark="The best `every` lies near √K, and the memory is about 2√K vectors. Several values tie; "
+    "the package takes √K, rounded up.",
 )
 
 # ---------------------------------------------------------------- 14.3
