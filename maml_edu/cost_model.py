@@ -157,8 +157,7 @@ def refuse_if_too_large(needed: float, memory: float) -> None:
     if needed > memory:
         raise MemoryError(
             f"this needs about {needed / 1e9:.1f} GB and there are {memory / 1e9:.1f} GB; "
-            "take fewer tasks at a time and add up their gradients, store fewer θ_j "
-            "(maml_checkpointed), or take fewer inner steps"
+            "take fewer tasks at a time, store fewer θ_j (maml_checkpointed), or take fewer inner steps"
         )
 
 
