@@ -157,7 +157,7 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "batch = SineTasks().sample(TASKS, SHOTS)",
             "STEPS": "10",
             "LAUNCH": "2e-6",
-            "GPU_FLOPS": "1e12",
+            "GPU_RATE": "1e12",
             "SHARDS": "8",
             "NOISE_STEPS": "3",
             "SPREAD": "0.3",
