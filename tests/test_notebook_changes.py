@@ -271,6 +271,7 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "EPSILONS": "(1e-4, 1e-1)",
             "METHOD": '"maml"',
             "GAINS": "(1.0, 2.0)",
+            "WEIGHTS_SEED": "1",
             "cell:nb10-model": "from torch import nn\n"
             "model = from_module(nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1)).double())\n"
             "loss, theta = mse(model.apply), model.theta\n"

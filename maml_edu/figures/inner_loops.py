@@ -189,6 +189,7 @@ def curvature_on_the_path(ax: Axes, at: Sequence[int], curvature: Mapping[str, T
     edge = dict(xytext=(0, 3), textcoords="offset points", ha="right", va="bottom")
     ax.annotate("edge", (at[-1], 2), color=COLOURS["fomaml"], **edge)
     ax.set_xscale("symlog", linthresh=1, linscale=0.4)
+    ax.set_xlim(-0.2, 1.2 * at[-1])
     ax.set_xticks(list(at), [str(j) for j in at])
     ax.minorticks_off()
     _plain_powers(ax)
