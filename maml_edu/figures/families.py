@@ -59,8 +59,8 @@ def what_is_generated(ax: Axes) -> Axes:
             look = dict(facecolor=COLOURS["support"], hatch="//") if from_support else dict(facecolor="#E4E4E4")
             ax.add_patch(Rectangle((column, row - 0.36), 0.94, 0.72, edgecolor="white", **look))
             label = "support" if from_support else "θ"
-            if method == "process" and from_support:  # one of the biases only
-                label = "decoder's first"
+            if method == "process" and from_support:  # the bias of the decoder's first layer only
+                label = "one bias"
             ax.text(column + 0.47, row, label, ha="center", va="center", fontsize=11, bbox=_on(from_support))
         ax.text(3.1, row, steps, va="center")
     for column, part in enumerate(parts):
@@ -120,8 +120,7 @@ def bands_of_a_process(axes: Sequence[Axes], x: Tensor, truth: Tensor, curves: M
         ax.set_title(f"{points} support point{'s' if points > 1 else ''}")
         ax.set_xlabel("x")
     axes[0].set_ylabel("y")
-    legend = "black: truth; dashed: mean; band: ± 2σ; circles: support"
-    axes[len(axes) // 2].text(0.5, -0.28, legend, transform=axes[len(axes) // 2].transAxes, ha="center", va="top")
+    axes[0].figure.supxlabel("black: truth; dashed: mean; band: ± 2σ; circles: support", fontsize=11)
     low = min(float(ax.get_ylim()[0]) for ax in axes)
     high = max(float(ax.get_ylim()[1]) for ax in axes)
     for ax in axes:
