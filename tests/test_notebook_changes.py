@@ -221,7 +221,7 @@ CHANGES: dict[str, list[dict[str, str]]] = {
         {
             "TOY_STRENGTH": "10.0",
             "TOY_RATES": "(0.5, 1.9)",
-            "MOVE": "(0.0, 0.5)",
+            "MOVE": "(-0.5, 0.5)",
             "STRENGTH": "10.0",
             "ALPHA": "0.05",
             "PLAIN_ALPHA": "0.6",
