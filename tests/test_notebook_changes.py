@@ -348,7 +348,15 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "def ten_points(tasks, generator):\n"
             "    return family.sample(tasks, 10, 50, generator=generator)",
         },
-        {"ALPHAS": "(0.1,)", "TRAIN_STEPS": "3", "HEAD_ALPHA": "0.1", "INNER": "10", "LINEAR_ALPHA": "0.2", "TUNING": "(0.01,)", "SHOTS": "50"},
+        {
+            "ALPHAS": "(0.1,)",
+            "TRAIN_STEPS": "3",
+            "HEAD_ALPHA": "0.1",
+            "INNER": "10",
+            "LINEAR_ALPHA": "0.2",
+            "TUNING": "(0.01,)",
+            "SHOTS": "50",
+        },
     ],
 }
 """Changes to try, by notebook: {"02_differentiating_a_gradient_step": [{"ALPHA": "0.9"}, {"STEPS": "3"}]}.
