@@ -83,7 +83,7 @@ def movement_by_layer(
             where = np.arange(len(layers)) + shift
             ax.errorbar(where[seen], mean[seen], half[seen], **{**look, "linestyle": "none"}, capsize=3, label=name)
         ax.set_xticks(range(len(layers)), layers, rotation=30)
-    for shift, (name, values), look in zip((-0.2, 0.0, 0.2), baseline.items(), _NETWORKS):
+    for shift, values in zip((-0.2, 0.0, 0.2), baseline.values()):
         where = np.arange(len(layers)) + shift
         label = "other networks" if shift == 0.2 else None
         axes[1].hlines(values, where - 0.09, where + 0.09, color="#666666", linewidth=2, label=label)
@@ -141,7 +141,7 @@ def linear_training(ax: Axes, losses: Mapping[str, Tensor], floor: float) -> Axe
     ax.annotate(
         "floor of one layer", (1, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=11
     )
-    ax.set(yscale="log", xlabel="outer iteration", ylabel="query loss after one step (cut at 10⁻⁶)", ylim=(5e-7, None))
+    ax.set(yscale="log", xlabel="outer iteration", ylabel="query loss (cut at 10⁻⁶)", ylim=(5e-7, None))
     ax.legend(loc="center right")
     return ax
 
