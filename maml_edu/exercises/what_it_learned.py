@@ -182,7 +182,7 @@ ANIL = Exercise(
             _body_untouched
         ),
         "The body's entries are first-order. v of the body loses H(α∘v) as well: H mixes body and head.": (
-            _body_first_order
+            _with(_body_first_order)
         ),
         "This is MAML's gradient with the body's entries as in FOMAML. ANIL's φ has another body, and H mixes.": (
             _mamls_with_a_first_order_body
