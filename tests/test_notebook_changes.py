@@ -345,11 +345,19 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "cell:nb09-model": "from torch import nn\n"
             "model = from_module(nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 1)))\n"
             "model_loss = mse(model.apply)\n"
-            "head_rates = freeze(ALPHA, model.theta, body_names(model.theta))\n"
+            "body = body_names(model.theta)\n"
             "def ten_points(tasks, generator):\n"
             "    return family.sample(tasks, 10, 50, generator=generator)",
         },
-        {"ALPHA": "0.03", "TRAIN_STEPS": "3", "INNER": "10", "LINEAR_ALPHA": "0.2", "TUNING": "(0.01,)", "SHOTS": "50"},
+        {
+            "ALPHAS": "(0.1,)",
+            "TRAIN_STEPS": "3",
+            "HEAD_ALPHA": "0.1",
+            "INNER": "10",
+            "LINEAR_ALPHA": "0.2",
+            "TUNING": "(0.01,)",
+            "SHOTS": "50",
+        },
     ],
 }
 """Changes to try, by notebook: {"02_differentiating_a_gradient_step": [{"ALPHA": "0.9"}, {"STEPS": "3"}]}.
