@@ -156,7 +156,7 @@ def refuse_if_too_large(needed: float, memory: float) -> None:
     """Raises MemoryError, before anything is computed, where `needed` bytes are more than `memory`."""
     if needed > memory:
         raise MemoryError(
-            f"this needs about {needed / 2**30:.1f} GiB and there are {memory / 2**30:.1f} GiB; "
+            f"this needs about {needed / 1e9:.1f} GB and there are {memory / 1e9:.1f} GB; "
             "take fewer tasks at a time, store fewer θ_j (maml_checkpointed), or take fewer inner steps"
         )
 

@@ -2,8 +2,8 @@
 
 It generates the head, one class at a time from the mean feature of that class, and the shift of every layer below, from
 the mean over all support examples. Means do not depend on the order of the examples, and a class is read by the same
-network whatever its label. The weights below the head are θ itself: 28,000 numbers from five drawings would be a memory
-of the training tasks.
+network whatever its label. The weights below the head are θ itself: a dense last layer that generates them would have
+`hidden` times as many weights as there are numbers to generate. Ha, Dai & Le (2017) have cheaper ways, not used here.
 """
 
 import torch

@@ -61,7 +61,7 @@ def prototype_head(prototypes: Tensor) -> tuple[Tensor, Tensor]:
 def prototypical(model: Model, ways: int, head: tuple[str, str] = HEAD) -> Family:
     """A prototypical network (K = 0) or ProtoMAML (K > 0): θ is the model without its head, φ_0 the whole model.
 
-    Source: Snell et al. (2017), Algorithm 1 (squared Euclidean distance); Triantafillou et al. (2020), §3.
+    Source: Snell et al. (2017), Algorithm 1 (squared Euclidean distance); Triantafillou et al. (2020).
     """
     embedding = without_head(model, head)
 

@@ -34,6 +34,7 @@ PUBLISHED_OMNIGLOT = {
     "Reptile, transductive": ((97.68, 0.04), (99.48, 0.06), (89.43, 0.14), (97.12, 0.32)),
     "Matching networks": ((98.1, None), (98.9, None), (93.8, None), (98.5, None)),
     "Prototypical networks": ((98.8, None), (99.7, None), (96.0, None), (98.9, None)),
+    "iMAML, gradient descent": ((99.16, 0.35), (99.67, 0.12), (94.46, 0.42), (98.69, 0.1)),
     "iMAML, Hessian-free": ((99.50, 0.26), (99.74, 0.11), (96.18, 0.36), (99.14, 0.1)),
     "Meta-SGD": ((99.53, 0.26), (99.93, 0.09), (95.9, None), (99.0, None)),
 }

@@ -74,7 +74,8 @@ def maml_from(start: Start) -> Callable[..., MetaGradient]:
 
     method(loss, theta, batch, alpha, steps) -> MetaGradient; alpha names the parameters of φ_0. The graph of the start
     waits until the K steps are pulled back; between the inner steps no graph is kept. steps = 0 trains the start alone.
-    Source: Triantafillou et al. (2020), §3, for a start from prototypes; the recursion is that of `maml`.
+    Source: Triantafillou et al. (2020) for a start from prototypes (they report a first-order version; this one is
+    exact); the recursion is that of `maml`.
     Raises ValueError if the start gives something else than a dict of tensors [T, …].
     """
 

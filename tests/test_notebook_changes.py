@@ -157,7 +157,7 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "batch = SineTasks().sample(TASKS, SHOTS)",
             "STEPS": "10",
             "LAUNCH": "2e-6",
-            "GPU_FLOPS": "1e12",
+            "GPU_RATE": "1e12",
             "SHARDS": "8",
             "NOISE_STEPS": "3",
             "SPREAD": "0.3",
@@ -221,7 +221,7 @@ CHANGES: dict[str, list[dict[str, str]]] = {
         {
             "TOY_STRENGTH": "10.0",
             "TOY_RATES": "(0.5, 1.9)",
-            "MOVE": "(0.0, 0.5)",
+            "MOVE": "(-0.5, 0.5)",
             "STRENGTH": "10.0",
             "ALPHA": "0.05",
             "PLAIN_ALPHA": "0.6",
@@ -271,6 +271,7 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "EPSILONS": "(1e-4, 1e-1)",
             "METHOD": '"maml"',
             "GAINS": "(1.0, 2.0)",
+            "WEIGHTS_SEED": "1",
             "cell:nb10-model": "from torch import nn\n"
             "model = from_module(nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1)).double())\n"
             "loss, theta = mse(model.apply), model.theta\n"
@@ -344,11 +345,19 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "cell:nb09-model": "from torch import nn\n"
             "model = from_module(nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 1)))\n"
             "model_loss = mse(model.apply)\n"
-            "head_rates = freeze(ALPHA, model.theta, body_names(model.theta))\n"
+            "body = body_names(model.theta)\n"
             "def ten_points(tasks, generator):\n"
             "    return family.sample(tasks, 10, 50, generator=generator)",
         },
-        {"ALPHA": "0.03", "TRAIN_STEPS": "3", "INNER": "10", "LINEAR_ALPHA": "0.2", "TUNING": "(0.01,)", "SHOTS": "50"},
+        {
+            "ALPHAS": "(0.1,)",
+            "TRAIN_STEPS": "3",
+            "HEAD_ALPHA": "0.1",
+            "INNER": "10",
+            "LINEAR_ALPHA": "0.2",
+            "TUNING": "(0.01,)",
+            "SHOTS": "50",
+        },
     ],
 }
 """Changes to try, by notebook: {"02_differentiating_a_gradient_step": [{"ALPHA": "0.9"}, {"STEPS": "3"}]}.

@@ -140,6 +140,10 @@ def _start_forgotten():
     return (1, 0, 3, 3, 3, 3)
 
 
+def _starts_are_free():
+    return (0, 0, 3, 3, 3, 3)
+
+
 def _backward_through_the_start():
     return (1, 1, 3, 3, 4, 4)
 
@@ -158,6 +162,7 @@ PASSES = Exercise(
     reference=passes_per_task,
     mistakes={
         "ProtoMAML reads the support set once more than MAML: for its start, before the first step.": _start_forgotten,
+        "The class means come from a forward pass over the support set: count it in both places.": _starts_are_free,
         "At test nothing is pulled back through the start: a backward pass belongs to an inner step only.": (
             _backward_through_the_start
         ),

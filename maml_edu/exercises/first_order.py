@@ -3,7 +3,7 @@
 import torch
 
 from maml_edu.exercises import Exercise
-from maml_edu.meta_gradient import adapt, hvp
+from maml_edu.meta_gradient import adapt, hvp, mean_over_tasks
 from maml_edu.models import mlp, mse
 from maml_edu.sine import SineTasks
 
@@ -13,11 +13,7 @@ def _gradient(loss, params, x, y):
     return dict(zip(leaf, torch.autograd.grad(loss(leaf, x, y).sum(), list(leaf.values()))))
 
 
-def _mean(v):
-    return {name: p.mean(0) for name, p in v.items()}
-
-
-def _problem(seed):
+def small_problem(seed):
     """A tanh network and three sine tasks, float64."""
     generator = torch.Generator().manual_seed(seed)
     model = mlp((1, 6, 1), "tanh", generator, torch.float64)
@@ -60,7 +56,7 @@ REPTILE = Exercise(
     number="4.1",
     title="Reptile's direction",
     reference=reptile_direction,
-    cases=lambda: [(*_problem(0), 0.1, 3), (*_problem(1), 0.02, 5)],
+    cases=lambda: [(*small_problem(0), 0.1, 3), (*small_problem(1), 0.02, 5)],
     mistakes={
         "The direction is right, but its length depends on α: divide θ − φ by α.": _not_divided,
         "The sign is turned round: an optimiser subtracts what you return, so return θ − φ.": _turned_round,
@@ -185,7 +181,7 @@ def _products_at(which, side="support"):
         for j in which(steps, keep):
             hv = hvp(loss, path[j], x, y, v)
             v = {name: v[name] - alpha * hv[name] for name in v}
-        return _mean(v)
+        return mean_over_tasks(v)
 
     return wrong
 
@@ -197,7 +193,7 @@ def _added_up(loss, theta, batch, alpha, steps, keep):
     for j in range(steps - 1, steps - 1 - keep, -1):
         hv = hvp(loss, path[j], batch.support_x, batch.support_y, first)
         v = {name: v[name] - alpha * hv[name] for name in v}
-    return _mean(v)
+    return mean_over_tasks(v)
 
 
 _STEPS_KEPT = ((2, 3, 1), (3, 4, 2), (4, 3, 0), (4, 3, 3))  # seed, steps, keep
@@ -206,7 +202,7 @@ TRUNCATED = Exercise(
     number="4.4",
     title="between FOMAML and MAML",
     reference=truncated_maml,
-    cases=lambda: [(*_problem(seed), 0.1, steps, keep) for seed, steps, keep in _STEPS_KEPT],
+    cases=lambda: [(*small_problem(seed), 0.1, steps, keep) for seed, steps, keep in _STEPS_KEPT],
     mistakes={
         "You pulled v back through the first steps. Start from the end of the path: j = K−1, K−2, …": _products_at(
             lambda steps, keep: range(keep - 1, -1, -1)

@@ -39,6 +39,14 @@ def _not_pulled_back():
     return 1.0, 1 / 3, 3.0
 
 
+def _query_gradient_of_another_minimum():
+    return 1.0, 1 / 3, -1 / 3
+
+
+def _sign_of_the_last():
+    return 1.0, 1 / 3, -1.0
+
+
 def _query_gradient_at_theta():
     return 1.0, 1 / 3, 5 / 3
 
@@ -57,6 +65,8 @@ ONE_PARAMETER = Exercise(
         ),
         "φ* is right. You multiplied by I + H/λ; the pullback solves with it, it divides.": _factor_inverted,
         "The last entry is ∇L_q(φ*). The meta-gradient is this times dφ*/dθ.": _not_pulled_back,
+        "The query loss has its minimum at −2: ∇L_q = φ − (−2) = φ + 2, not φ − 2.": _query_gradient_of_another_minimum,
+        "The size of the last entry is right, its sign is not: ∇L_q = φ − (−2) = φ + 2 is positive.": _sign_of_the_last,
         "The query gradient is taken at φ* = 1, not at θ = 3.": _query_gradient_at_theta,
         "The term is (λ/2)(φ − θ)², with the half: its derivative is λ(φ − θ).": _lambda_counted_twice,
     },

@@ -3,29 +3,15 @@
 import torch
 
 from maml_edu.exercises import Exercise
+from maml_edu.exercises.first_order import small_problem
 from maml_edu.inner_loops import momentum_descend
-from maml_edu.meta_gradient import adapt, hvp, value_and_gradient
-from maml_edu.models import mlp, mse
-from maml_edu.sine import SineTasks
-
-
-def _mean(v):
-    return {name: p.mean(0) for name, p in v.items()}
-
-
-def _problem(seed):
-    """A tanh network and three sine tasks, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    model = mlp((1, 6, 1), "tanh", generator, torch.float64)
-    batch = SineTasks(amplitude=(1.0, 3.0)).sample(3, 4, 6, generator, torch.float64)
-    return mse(model.apply), model.theta, batch
-
+from maml_edu.meta_gradient import adapt, hvp, mean_over_tasks, value_and_gradient
 
 # ---------------------------------------------------------------- 10.1
 
 
 def _weighted_path(seed, weights):
-    loss, theta, (x, y, *query) = _problem(seed)
+    loss, theta, (x, y, *query) = small_problem(seed)
     path = adapt(loss, theta, x, y, 0.1, len(weights) - 1)
     gradients = [value_and_gradient(loss, params, *query)[1] for params in path]
     return loss, path, x, y, 0.1, [{n: w * g for n, g in at.items()} for w, at in zip(weights, gradients)]
@@ -45,7 +31,7 @@ def _added_before(loss, path, x, y, alpha, weighted):
         v = {name: v[name] + weighted[j][name] for name in v}
         hv = hvp(loss, path[j], x, y, v)
         v = {name: v[name] - alpha * hv[name] for name in v}
-    return _mean(v)
+    return mean_over_tasks(v)
 
 
 def _last_only(loss, path, x, y, alpha, weighted):
@@ -54,7 +40,7 @@ def _last_only(loss, path, x, y, alpha, weighted):
 
 
 def _sum_only(loss, path, x, y, alpha, weighted):
-    return _mean({name: sum(at[name] for at in weighted) for name in weighted[-1]})
+    return mean_over_tasks({name: sum(at[name] for at in weighted) for name in weighted[-1]})
 
 
 def _one_late(loss, path, x, y, alpha, weighted):
@@ -63,6 +49,23 @@ def _one_late(loss, path, x, y, alpha, weighted):
 
 def _hessians_at_theta(loss, path, x, y, alpha, weighted):
     return multi_step_gradient(loss, [path[0]] * len(path), x, y, alpha, weighted)
+
+
+def _hessians_one_late(loss, path, x, y, alpha, weighted):
+    return multi_step_gradient(loss, path[1:] + path[-1:], x, y, alpha, weighted)
+
+
+def _without_the_first(loss, path, x, y, alpha, weighted):
+    zero = {name: torch.zeros_like(p) for name, p in weighted[0].items()}
+    return multi_step_gradient(loss, path, x, y, alpha, [zero, *weighted[1:]])
+
+
+def _per_task(loss, path, x, y, alpha, weighted):
+    v = weighted[-1]
+    for j in reversed(range(len(path) - 1)):
+        hv = hvp(loss, path[j], x, y, v)
+        v = {name: v[name] - alpha * hv[name] + weighted[j][name] for name in v}
+    return v
 
 
 MULTI_STEP = Exercise(
@@ -77,6 +80,11 @@ MULTI_STEP = Exercise(
         "This is the first-order sum: no Hessian-vector product is taken.": _sum_only,
         "Your weights are one step late: weighted[j] belongs to path[j], and weighted[0] enters at the end.": _one_late,
         "Every Hessian is taken at θ_0. Step j started at path[j].": _hessians_at_theta,
+        "Your Hessian is one step late: step j has that of path[j], where it began, not of path[j + 1].": (
+            _hessians_one_late
+        ),
+        "weighted[0] is missing: θ_0 has a term of its own, added last.": _without_the_first,
+        "Right for each task. The meta-gradient is the mean over the task axis, p.mean(0).": _per_task,
     },
     hints=(
         "Start with v = weighted[-1], and go through j = K−1 … 0 with K = len(path) − 1.",
@@ -91,7 +99,7 @@ MULTI_STEP = Exercise(
 
 
 def _momentum_case(seed, steps, momentum):
-    loss, theta, (x, y, *query) = _problem(seed)
+    loss, theta, (x, y, *query) = small_problem(seed)
     path, velocities = momentum_descend(loss, theta, x, y, 0.05, steps, momentum)
     return loss, path, velocities, x, y, 0.05, value_and_gradient(loss, path[-1], *query)[1], momentum
 
@@ -116,9 +124,9 @@ def _mu(which="before", cotangent="q", keep=True, mean=True, sign=1):
         p, q = v, {name: torch.zeros_like(t) for name, t in v.items()}
         total = torch.zeros((), dtype=torch.float64)
         for j in reversed(range(len(velocities))):
-            q = {name: q[name] - alpha * p[name] for name in q}
-            side = p if cotangent == "p" else q
-            if which == "after" or j > 0:
+            old, q = q, {name: q[name] - alpha * p[name] for name in q}
+            side = {"p": p, "q": q, "old q": old}[cotangent]
+            if which != "before" or j > 0:
                 m = velocities[j if which == "after" else j - 1]
                 total = total + sum((side[name] * m[name]).sum() for name in q)
             hq = hvp(loss, path[j], x, y, q)
@@ -138,6 +146,12 @@ MOMENTUM = Exercise(
         "m_{j+1} = μ m_j + g_j: its derivative with respect to μ is m_j, the velocity before the step.": _mu("after"),
         "You multiplied by p, the cotangent of θ. μ acts on m_{j+1}, whose cotangent is q̃ = q − αp.": _mu(
             cotangent="p"
+        ),
+        "velocities[j − 1] with j = 0 is velocities[−1], the last velocity. m_0 = 0 has no entry: skip it.": _mu(
+            "wrapped"
+        ),
+        "You used q before −αp was added to it. μ acts on m_{j+1}, whose cotangent is q̃ = q − αp.": _mu(
+            cotangent="old q"
         ),
         "q is forgotten between the steps: after the product it goes back through m_j as μq̃.": _mu(keep=False),
         "Right for the sum over tasks. The meta-gradient is the mean: divide by the number of tasks.": _mu(mean=False),
@@ -177,6 +191,14 @@ def _wrong_sign():
     return (1.0, 11.0)
 
 
+def _slope_of_the_step():
+    return (1e-4 / 1.0001**1.5, 100.0)
+
+
+def _slope_of_the_step_rounded():
+    return (0.0, 100.0)
+
+
 SLOPES = Exercise(
     number="10.3",
     title="the slope of Adam's first step",
@@ -188,6 +210,10 @@ SLOPES = Exercise(
         ),
         "At θ = 0 you divided by ε. It stands inside the root: divide by √ε.": _outside,
         "The size of the slope at θ = 0 is right but for its sign: the step is subtracted.": _wrong_sign,
+        "This is the slope of g/√(g² + ε). φ = θ − α·that, so its slope is 1 − αh·yours.": _slope_of_the_step,
+        "This is the slope of g/√(g² + ε), rounded. φ = θ − α·that, so its slope is 1 − αh·yours.": (
+            _slope_of_the_step_rounded
+        ),
     },
     hints=(
         "At the first step the bias corrections give m̂ = g and û = g².",

@@ -37,6 +37,13 @@ PASSES = Exercise(
         "First order takes no Hessian-vector product at all: K gradients, and one of the query loss.": (
             lambda steps, exact: 12 * steps
         ),
+        "The Hessian-vector product is 9: the second backward pass (6) and the gradient of which it is taken (3). You "
+        "counted 6 for each, and then left out a gradient that is not in there.": (
+            lambda steps, exact: 9 * steps if exact else 3 * steps + 3
+        ),
+        "Exact is right. First order has a query set as well: its gradient costs 3.": (
+            lambda steps, exact: 12 * steps if exact else 3 * steps
+        ),
         "A gradient is a forward and a backward pass: 3, not 1.": (
             lambda steps, exact: 10 * steps if exact else steps + 1
         ),
@@ -93,7 +100,8 @@ SPACING = Exercise(
         "There are ceil(K/every) segments. The start of the first is θ_0, which costs nothing.",
         "held = ceil(K/every) − 1 + every; then the smallest `every` with the smallest value.",
     ),
-    remark="The best `every` lies near √K, and the memory is about 2√K vectors.",
+    remark="The best `every` lies near √K, and the memory is about 2√K vectors. Several values tie; "
+    "the package takes √K, rounded up.",
 )
 
 # ---------------------------------------------------------------- 14.3
@@ -131,7 +139,7 @@ SHARES = Exercise(
     },
     hints=(
         "What should come out is the sum over all tasks of their gradients, divided by the number of all tasks.",
-        "A rank's sum is its mean times its number of tasks.",
+        "A rank's sum is its mean times its number of tasks. With torch.stack(gradients), n needs shape [ranks, 1].",
         "Σ n·g / Σ n. In `distributed.mean` every rank does its own n/Σn first, so that all-reduce only has to add.",
     ),
 )

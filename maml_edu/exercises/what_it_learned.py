@@ -3,7 +3,7 @@
 import torch
 
 from maml_edu.exercises import Exercise
-from maml_edu.meta_gradient import adapt, hvp, maml, value_and_gradient
+from maml_edu.meta_gradient import adapt, fomaml, hvp, maml, value_and_gradient
 from maml_edu.models import mlp, mse
 from maml_edu.representation import head_names
 from maml_edu.sine import SineTasks
@@ -33,6 +33,10 @@ def _centred_over_features(a, b):
 
 def _centred_over_tasks(a, b):
     return _kernel(a, b, lambda t: t - t.mean(0, keepdim=True))
+
+
+def _one_mean_for_all(a, b):
+    return _kernel(a, b, lambda t: t - t.mean((0, 1)))
 
 
 def _not_squared(a, b):
@@ -68,6 +72,9 @@ CKA = Exercise(
         "You did not centre the features: subtract the mean over the examples, dimension 1.": _not_centred,
         "You centred over the features. The mean must run over the examples, dimension 1.": _centred_over_features,
         "You centred over the tasks. Each task has its own mean, over its examples: dimension 1.": _centred_over_tasks,
+        "You took one mean over tasks and examples. Each task has its own mean, over its examples: dimension 1.": (
+            _one_mean_for_all
+        ),
         "The norm of AᵀB in the numerator is not squared.": _not_squared,
         "Below the line stand the norms of AᵀA and BᵀB, not the squared norms of A and B.": _norms_of_features,
         "You threw all tasks together: the answer has one value per task, each from its own examples.": (
@@ -138,6 +145,16 @@ def _body_untouched(rates, v, product):
     return {name: g if rates[name] else torch.zeros_like(g) for name, g in exact.items()}
 
 
+def _body_first_order(rates, v, product):
+    exact = _inside(rates, v, product)
+    return {name: g if rates[name] else v[name].mean(0) for name, g in exact.items()}
+
+
+def _mamls_with_a_first_order_body(loss, theta, batch, alpha, head):
+    exact, first = maml(loss, theta, batch, alpha, 1).gradient, fomaml(loss, theta, batch, alpha, 1).gradient
+    return {name: (exact if name in head else first)[name] for name in theta}
+
+
 def _full_maml(loss, theta, batch, alpha, head):
     return maml(loss, theta, batch, alpha, 1).gradient
 
@@ -163,6 +180,12 @@ ANIL = Exercise(
         ),
         "You gave the body no gradient. It does not move in the inner loop, but it is meta-learned.": _with(
             _body_untouched
+        ),
+        "The body's entries are first-order. v of the body loses H(α∘v) as well: H mixes body and head.": (
+            _with(_body_first_order)
+        ),
+        "This is MAML's gradient with the body's entries as in FOMAML. ANIL's φ has another body, and H mixes.": (
+            _mamls_with_a_first_order_body
         ),
         "The Hessian is that of the support loss at θ, before the step, not at φ.": _with(_inside, hessian="after"),
         "This is full MAML: the body adapted too.": _full_maml,

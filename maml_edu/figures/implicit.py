@@ -24,12 +24,12 @@ _NAMES = {"maml": "MAML", "proximal": "unrolled proximal", "implicit": "iMAML"}
 _LOOKS = {"maml": STYLES["maml"], "proximal": {**STYLES["maml"], "color": "#000000", "linestyle": "--", "marker": "s"}}
 _LOOKS["implicit"] = _IMPLICIT
 
-# One dash, marker and grey for each curve of a family, in the order given.
+# One dash, marker and colour for each curve of a family, in the order given; none of them means a method.
 _FAMILY = [
     dict(color="#000000", linestyle="-", marker="o"),
-    dict(color="#555555", linestyle="--", marker="s"),
-    dict(color="#888888", linestyle="-.", marker="^"),
-    dict(color="#AAAAAA", linestyle=":", marker="D"),
+    dict(color="#882255", linestyle="--", marker="s"),
+    dict(color="#44AA99", linestyle="-.", marker="^"),
+    dict(color="#999933", linestyle=":", marker="D"),
 ]
 
 
@@ -50,7 +50,9 @@ def proximal_minima(
     value = 0.5 * (curvature[0] * (x - centre[0]) ** 2 + curvature[1] * (y - centre[1]) ** 2)
     ax.contour(x, y, value, levels=[0.05, 0.25, 0.7, 1.4, 2.4], colors=COLOURS["support"], linewidths=0.9)
     ax.plot(*centre, color=COLOURS["support"], marker="+", markersize=11, markeredgewidth=2.5, linestyle="none")
-    ax.annotate("support minimum", centre, xytext=(0, -16), textcoords="offset points", ha="center", fontsize=11)
+    plain = dict(facecolor="white", edgecolor="none", pad=1)
+    place = dict(xytext=(0, -18), textcoords="offset points", ha="center", fontsize=11, bbox=plain)
+    ax.annotate("support minimum", centre, **place)
     for (label, path), dashes in zip(paths, ("-", "--", ":")):
         ax.plot(*path.numpy().T, color=COLOURS["after"], marker=".", linewidth=1.4, linestyle=dashes, label=label)
     ax.plot(*moved.numpy().T, color=COLOURS["before"], marker=".", linewidth=1.2, linestyle=":", label="from θ moved")
@@ -75,7 +77,7 @@ def solver_error(ax: Axes, errors: Mapping[str, Sequence[float]], bounds: Mappin
         ax.plot(np.where(kept > 0, kept, np.nan), **look, markersize=5, label=label)
         ax.plot(bounds[label], color=look["color"], linestyle=look["linestyle"], linewidth=0.9)
     ax.set_yscale("log")
-    ax.set(xlabel="products A·p made", ylabel="error / first error", ylim=(1e-10, 4))
+    ax.set(xlabel="products A·p made", ylabel="error / first error", ylim=(1e-16, 4))
     ax.legend(title="eigenvalues\n(thin: the bound)", loc="center left", bbox_to_anchor=(1.0, 0.5))
     ax.grid(alpha=0.25)
     return ax

@@ -186,7 +186,12 @@ def curvature_on_the_path(ax: Axes, at: Sequence[int], curvature: Mapping[str, T
     for (label, values), look in zip(curvature.items(), _OTHERS * 2):
         ax.plot(at, values, **look, markersize=5, label=label)
     ax.axhline(2, **line("fomaml"), linewidth=1.5)
-    ax.annotate("2", (at[-1], 2), xytext=(4, 0), textcoords="offset points", va="center", color=COLOURS["fomaml"])
+    edge = dict(xytext=(0, 3), textcoords="offset points", ha="right", va="bottom")
+    ax.annotate("edge", (at[-1], 2), color=COLOURS["fomaml"], **edge)
+    ax.set_xscale("symlog", linthresh=1, linscale=0.4)
+    ax.set_xlim(-0.2, 1.2 * at[-1])
+    ax.set_xticks(list(at), [str(j) for j in at])
+    ax.minorticks_off()
     _plain_powers(ax)
     ax.set(xlabel="step j, on the way forward", ylabel="α · largest curvature")
     return ax

@@ -102,7 +102,7 @@ def gradient_noise(
     ax.axvline(batch, color="black", linewidth=1, linestyle=":")
     ax.annotate(f"T = {batch}", (batch, ax.get_ylim()[0]), xytext=(4, 4), textcoords="offset points")
     ax.set(xlabel="tasks T in the meta-batch", ylabel="noise / gradient")
-    ax.legend(loc="upper right", fontsize=10, title="noise scale", title_fontsize=10)
+    ax.legend(loc="upper right", fontsize=10, title="noise scale, this draw", title_fontsize=10)
     ax.grid(alpha=0.25)
     return ax
 

@@ -26,7 +26,8 @@ Interval = tuple[float, float]  # mean, half-width
 _STARTS = {
     "random": dict(color=COLOURS["before"], linestyle="--", marker="X", label="random"),
     "joint": dict(**line("joint") | {"marker": "D"}, label="joint pre-training"),
-    "maml": dict(**line("maml") | {"marker": "o"}, label="MAML"),
+    "maml": dict(**line("maml") | {"marker": "o"}, label="MAML, α = 0.001"),
+    "maml 0.01": dict(**line("maml") | {"marker": "s", "linestyle": "-."}, label="MAML, α = 0.01"),
     "averaged": dict(color="#000000", linestyle="-.", marker="v", label="mean of 60 networks"),
 }
 _NETWORKS = [
@@ -67,9 +68,13 @@ def movement_by_layer(
     axes: Sequence[Axes],
     change: Mapping[str, Sequence[Interval]],
     cka: Mapping[str, Sequence[Interval]],
+    baseline: Mapping[str, Sequence[float]],
     source: str,
 ) -> Sequence[Axes]:
-    """Left: relative change of each layer's weights. Right: CKA of its outputs. One mark per network and layer."""
+    """Left: relative change of each layer's weights. Right: CKA of its outputs. One mark per network and layer.
+
+    The short bars on the right are the baseline: CKA with the same layer of other networks.
+    """
     layers = [*(f"conv {k}" for k in range(1, 5)), "head"]
     for ax, values in zip(axes, (change, cka)):
         for shift, (name, of_layers), look in zip((-0.2, 0.0, 0.2), values.items(), _NETWORKS):
@@ -78,6 +83,10 @@ def movement_by_layer(
             where = np.arange(len(layers)) + shift
             ax.errorbar(where[seen], mean[seen], half[seen], **{**look, "linestyle": "none"}, capsize=3, label=name)
         ax.set_xticks(range(len(layers)), layers, rotation=30)
+    for shift, values in zip((-0.2, 0.0, 0.2), baseline.values()):
+        where = np.arange(len(layers)) + shift
+        label = "other networks" if shift == 0.2 else None
+        axes[1].hlines(values, where - 0.09, where + 0.09, color="#666666", linewidth=2, label=label)
     axes[0].set(yscale="log", ylabel="|φ − θ| / |θ| of the weights", title="how far it moves" + _of_data(source))
     axes[1].set(ylim=(0, 1.05), ylabel="linear CKA, θ against φ", title="what it computes")
     axes[1].legend(loc="lower left", fontsize=11)
@@ -132,7 +141,7 @@ def linear_training(ax: Axes, losses: Mapping[str, Tensor], floor: float) -> Axe
     ax.annotate(
         "floor of one layer", (1, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=11
     )
-    ax.set(yscale="log", xlabel="outer iteration", ylabel="query loss after one step (cut at 10⁻⁶)", ylim=(5e-7, None))
+    ax.set(yscale="log", xlabel="outer iteration", ylabel="query loss (cut at 10⁻⁶)", ylim=(5e-7, None))
     ax.legend(loc="center right")
     return ax
 
