@@ -135,7 +135,8 @@ def main(arguments: list[str] | None = None) -> None:
     for one, s in zip(stored["per_step"], scores):  # every run is tested on the same goals: differences can be paired
         one["values"] = [round(v, 3) if math.isfinite(v) else None for v in s.values.tolist()]
     write_result(args.out / "result.json", stored)
-    save_checkpoint(args.out / "checkpoint.pt", trained._replace(history={}), experiment="2-D navigation", **protocol)
+    about = dict(experiment="2-D navigation", method=args.method, protocol=protocol)
+    save_checkpoint(args.out / "checkpoint.pt", trained._replace(history={}), **about)
     for s in scores:
         shown = f"{s.mean:.1f} ± {s.half_width:.1f}" if s.mean is not None else f"{s.diverged} tasks diverged"
         print(f"return after {s.step} steps: {shown}")
