@@ -2,7 +2,7 @@
 
 import nbformat
 import pytest
-from test_notebook_changes import NOTEBOOKS, RUN_BY_THE_GUARD, report, run_apart
+from run_notebook import NOTEBOOKS, report, run_apart
 
 NO_HESSIAN = """
 import maml_edu.meta_gradient as _m
@@ -18,7 +18,7 @@ def failed_claims(result):
     return {line for line in result.stdout.splitlines() if line.startswith("✗")}
 
 
-@pytest.mark.parametrize("number", RUN_BY_THE_GUARD)
+@pytest.mark.parametrize("number", ("02", "03", "04", "05"))
 def test_some_claim_turns(number):
     (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
     cells = nbformat.read(path, as_version=4).cells
