@@ -12,7 +12,7 @@ SLOWEST_FIRST = ("notebooks/08_", "notebooks/05_", "notebooks/07_", "tests/test_
 
 
 def prepare_environment(environ=os.environ):
-    """Set what stored numbers depend on. Also called by tests/refresh_notebooks.py, so that both agree."""
+    """Set what stored numbers depend on. Also called by tools/refresh_notebooks.py, so that both agree."""
     environ["OMP_NUM_THREADS"] = "1"  # two kernels with spinning threads on two cores all but stop
     environ.pop("MPLBACKEND", None)  # "Agg" here would take the inline figures out of the notebooks
     if environ.get("MAML_EDU_TEST_DEVICE") != "cuda":

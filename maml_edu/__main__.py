@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from . import distributed
-from .runs import METHODS, evaluate_run, train_run
+from maml_edu.engine import distributed
+from maml_edu.experiments.runner import METHODS, evaluate_run, train_run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -111,7 +111,7 @@ def _parser():
 
 
 def _data(args):
-    from .omniglot import omniglot
+    from maml_edu.data.omniglot_files import omniglot
 
     found = omniglot(args.root)
     print(f"Omniglot: {len(found.names)} characters of {len(set(found.alphabets))} alphabets, content verified")
@@ -119,7 +119,7 @@ def _data(args):
 
 
 def _handout(args):
-    from .handouts import write_handout
+    from maml_edu.classroom.handouts import write_handout
 
     written = write_handout(args.out, args.notebooks, args.solutions)
     print(f"wrote {len(written)} notebooks to {args.out}{', solved' if args.solutions else ''}")
@@ -127,7 +127,7 @@ def _handout(args):
 
 
 def _slides(args):
-    from .slides import write_slides
+    from maml_edu.classroom.slides import write_slides
 
     print(f"wrote {write_slides(args.notebook, args.out)} slides to {args.out}")
     return 0

@@ -7,12 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .meta_gradient import Loss, adapt
-from .models import Model, Statistics
-from .step_sizes import Alpha
-from .tasks import TaskBatch, check_batch
-
-Sampler = Callable[..., TaskBatch]  # sampler(tasks, generator=…) -> TaskBatch
+from maml_edu.meta_gradient import adapt
+from maml_edu.models import Model, Statistics
+from maml_edu.step_sizes import Alpha
+from maml_edu.tasks import Loss, Sampler, check_batch
 
 
 class StepScore(NamedTuple):

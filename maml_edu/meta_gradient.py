@@ -10,18 +10,15 @@ tasks are summed before they are differentiated: their joint Hessian is block-di
 gradient, or the Hessian-vector product, of every task.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .step_sizes import Alpha, alpha_share, flat_rates, map_alpha, rates_per_step
-from .step_sizes import alpha_gradient as gradient_of_alpha
-from .tasks import TaskBatch
+from maml_edu.step_sizes import Alpha, alpha_share, flat_rates, map_alpha, rates_per_step
+from maml_edu.step_sizes import alpha_gradient as gradient_of_alpha
+from maml_edu.tasks import Loss, Params, TaskBatch
 
-Params = dict[str, Tensor]
-Loss = Callable[[Params, Tensor, Tensor], Tensor]  # (params, x [T, n, …], y [T, n, …]) -> one value per task [T]
 Weights = list[float] | Tensor | None
 
 

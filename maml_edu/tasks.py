@@ -1,9 +1,13 @@
-"""What a meta-learner sees: a batch of tasks, each with a support set and a query set."""
+"""What a meta-learner sees: a batch of tasks, each with a support set and a query set; and the types of the package."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+Params = dict[str, Tensor]  # name -> parameter; with a task axis T in front of each after adaptation
+Loss = Callable[[Params, Tensor, Tensor], Tensor]  # (params, x [T, n, …], y [T, n, …]) -> one value per task [T]
 
 
 class TaskBatch(NamedTuple):
@@ -21,6 +25,9 @@ class TaskBatch(NamedTuple):
     def to(self, device) -> "TaskBatch":
         """The same batch on another device."""
         return TaskBatch(*(tensor.to(device) for tensor in self))
+
+
+Sampler = Callable[..., TaskBatch]  # sampler(tasks, generator=…) -> TaskBatch
 
 
 def check_batch(batch: TaskBatch) -> None:

@@ -14,13 +14,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import distributed
-from .evaluation import Sampler
-from .meta_gradient import Loss, MetaGradient, joint, maml
-from .models import Model
-from .step_sizes import Alpha, flat_rates, map_alpha
-from .storage import Trained, load_checkpoint, read_state, same_model, save_checkpoint, write_state
-from .tasks import check_batch
+from maml_edu.engine import distributed
+from maml_edu.engine.checkpoint_files import (
+    Trained,
+    load_checkpoint,
+    read_state,
+    same_model,
+    save_checkpoint,
+    write_state,
+)
+from maml_edu.meta_gradient import MetaGradient, joint, maml
+from maml_edu.models import Model
+from maml_edu.step_sizes import Alpha, flat_rates, map_alpha
+from maml_edu.tasks import Loss, Sampler, check_batch
 
 __all__ = ["Trained", "load_checkpoint", "save_checkpoint", "train"]
 

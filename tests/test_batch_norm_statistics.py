@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import convolutions, generator, normal, per_task
-from problems import flat, random_like
+from support.networks import convolutions, generator, normal, per_task
+from support.problems import flat, random_like
 from torch import nn
 
 from maml_edu.models import conv4, from_module, mlp

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from toy_exercises import STEP, STUBS, TOYS, one_parameter, scaled_step, scaled_step_cases, wrong_sign
+from support.toy_exercises import STEP, STUBS, TOYS, one_parameter, scaled_step, scaled_step_cases, wrong_sign
 
-from maml_edu import checks
-from maml_edu.checks import check, claim, hint, solution
-from maml_edu.exercises import registry
+from maml_edu.classroom import checks
+from maml_edu.classroom.checks import check, claim, hint, solution
+from maml_edu.classroom.exercises import registry
 
 # --------------------------------------------------------------------------------------------------
 # claim
@@ -247,7 +247,8 @@ def test_unknown_number(call, capsys):
 
 
 def test_the_registry_refuses_a_number_twice(monkeypatch):
-    from maml_edu.exercises import hessian, tasks
+    from maml_edu.classroom.exercises import nb01_tasks_and_the_bilevel_objective as tasks
+    from maml_edu.classroom.exercises import nb03_hessian_vector_products as hessian
 
     monkeypatch.setattr(tasks, "EXERCISES", [STEP])
     monkeypatch.setattr(hessian, "EXERCISES", [STEP])

@@ -2,7 +2,7 @@
 
 import nbformat
 import pytest
-from run_notebook import NOTEBOOKS, report, run_apart
+from support.run_notebook import NOTEBOOKS, report, run_apart
 
 NO_HESSIAN = """
 import maml_edu.meta_gradient as _m

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from maml_edu import runs
 from maml_edu.__main__ import main
+from maml_edu.experiments import runner as runs
 from maml_edu.training import load_checkpoint
 
 SINE = ["--dataset", "sine", "--preset", "smoke", "--test-tasks", "20", "--test-steps", "2"]

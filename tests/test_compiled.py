@@ -5,10 +5,10 @@ import warnings
 
 import pytest
 import torch
-from problems import PROBLEMS, relative, tanh_mlp
+from support.problems import PROBLEMS, relative, tanh_mlp
 
-import maml_edu.compiled as module
-from maml_edu.compiled import compiled
+import maml_edu.engine.compilation as module
+from maml_edu.engine.compilation import compiled
 from maml_edu.meta_gradient import fomaml, joint, maml, reptile
 from maml_edu.models import mlp, mse
 

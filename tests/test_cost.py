@@ -8,12 +8,12 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import PROBLEMS, Problem, relative, tanh_mlp
+from support.problems import PROBLEMS, Problem, relative, tanh_mlp
 
-from maml_edu.measuring import LiveBytes
+from maml_edu.data.sine import SineTasks
+from maml_edu.engine.counters import LiveBytes
 from maml_edu.meta_gradient import autograd_maml, fomaml, joint, maml, reptile
 from maml_edu.models import conv4, cross_entropy, mlp, mse
-from maml_edu.sine import SineTasks
 from maml_edu.tasks import TaskBatch
 
 # --------------------------------------------------------------------------------------------------

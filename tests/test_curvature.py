@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from problems import PROBLEMS, random_like, tanh_mlp
+from support.problems import PROBLEMS, random_like, tanh_mlp
 
-from maml_edu.curvature import extreme_curvatures
+from maml_edu.electives.curvature import extreme_curvatures
 from maml_edu.meta_gradient import at_every_task, hvp
 
 

@@ -10,10 +10,10 @@ import nbformat
 import pytest
 import torch
 
-from maml_edu.diagnosis import VERDICTS, diagnose
+from maml_edu.diagnosis.training_steps import from_training_step
+from maml_edu.diagnosis.verdicts import VERDICTS, diagnose
 from maml_edu.meta_gradient import adapt, autograd_maml, fomaml, hvp, joint, maml, reptile
 from maml_edu.tasks import TaskBatch
-from maml_edu.training_step import from_training_step
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "06_is_it_really_maml.ipynb"
 

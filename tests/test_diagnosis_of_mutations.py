@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from maml_edu.diagnosis import diagnose
+from maml_edu.diagnosis.verdicts import diagnose
 from maml_edu.meta_gradient import adapt, autograd_maml, hvp
 from maml_edu.models import mlp, mse
 from maml_edu.tasks import TaskBatch

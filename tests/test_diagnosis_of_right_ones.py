@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from maml_edu.diagnosis import diagnose
-from maml_edu.training_step import from_training_step
+from maml_edu.diagnosis.training_steps import from_training_step
+from maml_edu.diagnosis.verdicts import diagnose
 
 
 def by_numpy(loss, theta, batch, alpha, steps):

@@ -9,11 +9,11 @@ import time
 
 import pytest
 import torch
-from problems import relative, tanh_mlp
+from support.problems import relative, tanh_mlp
 
-from maml_edu import distributed
+from maml_edu.engine import distributed
+from maml_edu.engine.checkpoint_files import read_state
 from maml_edu.meta_gradient import maml
-from maml_edu.storage import read_state
 
 
 def of_a_rank(rank, size, folder):

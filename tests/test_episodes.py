@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maml_edu.episodes import LAKE_VALIDATION, EpisodeIndices, Episodes, characters, split
-from maml_edu.glyphs import glyphs
-from maml_edu.omniglot import Characters, DataError, DownloadError, omniglot
+from maml_edu.data.drawn_glyphs import glyphs
+from maml_edu.data.episodes import LAKE_VALIDATION, EpisodeIndices, Episodes, characters, split
+from maml_edu.data.omniglot_files import Characters, DataError, DownloadError, omniglot
 from maml_edu.tasks import check_batch
 
 needs_data = pytest.mark.skipif(

@@ -5,12 +5,12 @@ import statistics
 
 import pytest
 import torch
-from problems import one_task_at_a_time, small_conv4, tanh_mlp
+from support.problems import one_task_at_a_time, small_conv4, tanh_mlp
 
+from maml_edu.data.sine import SineTasks
 from maml_edu.evaluation import evaluate, mean_ci95, running_statistics
 from maml_edu.meta_gradient import adapt
 from maml_edu.models import Model, conv4, cross_entropy, mlp, mse
-from maml_edu.sine import SineTasks
 from maml_edu.tasks import TaskBatch
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from maml_edu.checks import check, hint, solution
-from maml_edu.exercises import registry
+from maml_edu.classroom.checks import check, hint, solution
+from maml_edu.classroom.exercises import registry
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
 EXERCISES = [pytest.param(exercise, id=number) for number, exercise in registry().items()]

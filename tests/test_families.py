@@ -4,19 +4,25 @@ import json
 
 import pytest
 import torch
-from problems import flat, relative, small_conv4, tanh_mlp
+from support.problems import flat, relative, small_conv4, tanh_mlp
 
-from maml_edu import families
+from maml_edu.data.omniglot_files import Characters
+from maml_edu.data.sine import SineTasks
+from maml_edu.electives.conditioned_starts import Family, adapt_from, autograd_maml_from, everywhere, maml_from
+from maml_edu.electives.hypernetworks import hypernetwork
+from maml_edu.electives.neural_processes import (
+    gaussian,
+    gaussian_nll,
+    mean_only,
+    neural_process,
+    neural_process_classifier,
+)
+from maml_edu.electives.prototypes import class_means, prototype_head, prototypical, without_head
+from maml_edu.engine.checkpoint_files import load_checkpoint
 from maml_edu.evaluation import evaluate
-from maml_edu.hypernetwork import hypernetwork
+from maml_edu.experiments import comparison as families
 from maml_edu.meta_gradient import maml
 from maml_edu.models import conv4, cross_entropy, mlp, mse
-from maml_edu.neural_process import gaussian, gaussian_nll, mean_only, neural_process, neural_process_classifier
-from maml_edu.omniglot import Characters
-from maml_edu.prototypes import class_means, prototype_head, prototypical, without_head
-from maml_edu.sine import SineTasks
-from maml_edu.starts import Family, adapt_from, autograd_maml_from, everywhere, maml_from
-from maml_edu.storage import load_checkpoint
 
 
 def seed(number):
@@ -261,7 +267,7 @@ def test_the_command_writes_a_result(tmp_path, monkeypatch, capsys):
     stored = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert stored["method"] == "protomaml" and [s["step"] for s in stored["per_step"]] == [0, 1]
     assert stored["protocol"]["iterations"] == 2 and set(stored["protocol"]["alpha"][0]) >= {"head.weight", "head.bias"}
-    assert stored["provenance"]["command"].startswith("python -m maml_edu.families --method protomaml")
+    assert stored["provenance"]["command"].startswith("python -m maml_edu.experiments.comparison --method protomaml")
     before = (out / "result.json").read_bytes()
     assert families.main(arguments) == 0  # finished: nothing is trained again
     again = json.loads((out / "result.json").read_text(encoding="utf-8"))

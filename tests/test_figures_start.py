@@ -9,7 +9,10 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from maml_edu.figures import course_map, new_axes, playground, read_course, start, style
+from maml_edu.figures import nb00_start_here as start
+from maml_edu.figures import style
+from maml_edu.figures.nb00_start_here import course_map, playground, read_course
+from maml_edu.figures.style import new_axes
 
 PNG = b"\x89PNG"
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "00_start_here.ipynb"

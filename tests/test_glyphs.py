@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from maml_edu.episodes import Episodes, split
-from maml_edu.glyphs import _bezier, glyphs
+from maml_edu.data.drawn_glyphs import _bezier, glyphs
+from maml_edu.data.episodes import Episodes, split
 
 
 @pytest.fixture(scope="module")

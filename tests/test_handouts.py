@@ -11,10 +11,10 @@ import nbformat
 import pytest
 
 from maml_edu.__main__ import main
-from maml_edu.checks import check
-from maml_edu.exercises import registry
-from maml_edu.handouts import handout, solution_source, solved
-from maml_edu.slides import _markdown, slides, write_slides
+from maml_edu.classroom.checks import check
+from maml_edu.classroom.exercises import registry
+from maml_edu.classroom.handouts import handout, solution_source, solved
+from maml_edu.classroom.slides import _markdown, slides, write_slides
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 PATHS = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from problems import (
+from support.problems import (
     PROBLEMS,
     ROUTES,
     Problem,

@@ -6,12 +6,11 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from problems import ALPHA, PROBLEMS, flat, random_like, relative, sines, tanh_mlp, varied_alpha
+from support.problems import ALPHA, PROBLEMS, flat, random_like, relative, sines, tanh_mlp, varied_alpha
 from test_curvature import whole_hessian
 
-from maml_edu.evaluation import evaluate
-from maml_edu.exercises.implicit import strength_gradient
-from maml_edu.implicit import (
+from maml_edu.classroom.exercises.nb11_implicit_gradients import strength_gradient
+from maml_edu.electives.implicit import (
     conjugate_gradient,
     imaml,
     imaml_with,
@@ -19,6 +18,7 @@ from maml_edu.implicit import (
     proximal_adapt,
     unrolled_proximal,
 )
+from maml_edu.evaluation import evaluate
 from maml_edu.meta_gradient import adapt, maml, value_and_gradient
 from maml_edu.models import mlp, mse
 from maml_edu.tasks import TaskBatch

@@ -1,43 +1,129 @@
-"""Imports point one way: the heart knows no data set, the core knows no elective, and there is no cycle."""
+"""Imports point down the list below, in every file of the package; within a room there is no cycle."""
 
 import ast
 import graphlib
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).resolve().parent.parent / "maml_edu"
-HEART = {"step_sizes", "tasks", "meta_gradient"}
-ELECTIVES = {
-    *("representation", "inner_loops", "implicit"),
-    *("starts", "prototypes", "hypernetwork", "neural_process", "families"),
-    *("navigation", "policy_gradient", "navigation_run"),
-    *("cost_model", "checkpointing"),
-}
+
+# The order of the house, from the ground up. A module may import from its own line and from the lines above it.
+ORDER = (
+    "tasks step_sizes",
+    "hessian_vector",
+    "meta_gradient",
+    "reference baselines",
+    "models data",
+    "evaluation engine",
+    "training",
+    "learner",
+    "electives",
+    "experiments",
+    "diagnosis",
+    "classroom figures",
+    "__main__",
+)
+LEVEL = {place: level for level, line in enumerate(ORDER) for place in line.split()}
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def name_of(path):
+    """models/losses.py -> "models.losses"; a room's __init__.py -> the room."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+NAMES = {name_of(path) for path in FILES}
 
 
 def imported_by(path):
-    """The modules maml_edu/*.py that a module there imports, at its top or within a function."""
+    """The modules of the package that a file imports, at its top or within a function."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.level == 1 or (node.module or "").split(".")[0] == "maml_edu"):
-            module = (node.module or "").removeprefix("maml_edu").lstrip(".").split(".")[0]
-            found |= {module} if module else {alias.name for alias in node.names}
-    return found & MODULES
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path} has a relative import"
+        modules = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        ours = [m.removeprefix("maml_edu.") for m in modules if m.startswith("maml_edu.")]
+        found |= {m for m in ours if m in NAMES}
+        if isinstance(node, ast.ImportFrom) and node.module == "maml_edu":
+            assert {alias.name for alias in node.names} <= {n.split(".")[0] for n in NAMES}, (
+                f"{path} imports from maml_edu itself"
+            )
+    return found
 
 
-MODULES = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-GRAPH = {path.stem: imported_by(path) for path in PACKAGE.glob("*.py") if path.stem in MODULES}
+GRAPH = {name_of(path): imported_by(path) for path in FILES}
 
 
-def test_the_heart_imports_the_heart_alone():
-    assert all(GRAPH[module] <= HEART for module in HEART)
+def place(module):
+    return module.split(".")[0]
 
 
-def test_no_core_module_imports_an_elective():
-    assert ELECTIVES <= MODULES
-    assert {
-        module: found & ELECTIVES for module, found in GRAPH.items() if module not in ELECTIVES and found & ELECTIVES
-    } == {}
+@pytest.mark.parametrize("module", GRAPH)
+def test_imports_point_down(module):
+    up = [m for m in GRAPH[module] if LEVEL[place(m)] > LEVEL[place(module)]]
+    assert not up, f"{module} imports {up}, which is above it"
+    beside = [m for m in GRAPH[module] if LEVEL[place(m)] == LEVEL[place(module)] and place(m) != place(module)]
+    assert not [m for m in beside if place(module) in {place(x) for x in GRAPH[m]}], f"{module} and {beside}: a cycle"
 
 
 def test_there_is_no_cycle():
-    assert len(list(graphlib.TopologicalSorter(GRAPH).static_order())) == len(MODULES)
+    assert len(list(graphlib.TopologicalSorter(GRAPH).static_order())) == len(GRAPH)
+
+
+def test_only_models_re_exports():
+    for room in (path.parent for path in PACKAGE.rglob("*/__init__.py")):
+        if room.name not in ("models", "exercises"):
+            tree = ast.parse((room / "__init__.py").read_text(encoding="utf-8"))
+            assert [type(node).__name__ for node in tree.body] == ["Expr"], f"{room.name}/__init__.py is a docstring"
+
+
+def test_no_module_has_the_name_of_a_public_function():
+    import maml_edu
+
+    modules = {module.split(".")[-1] for module in GRAPH}
+    assert not modules & set(maml_edu.__all__)
+
+
+def test_few_files_at_the_top_and_none_too_long():
+    top = [p.name for p in PACKAGE.iterdir() if p.is_file()]
+    assert len(top) <= 12, sorted(top)
+    long = {str(p.relative_to(PACKAGE)): n for p in FILES if (n := len(p.read_text("utf-8").splitlines())) > 350}
+    assert not long
+
+
+WITHOUT = """
+import sys
+for name in ("pooch", "PIL", "matplotlib", "IPython", "ipywidgets", "filelock"):
+    sys.modules[name] = None
+import maml_edu
+{line}
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "assert not {'torch', 'numpy'} & set(sys.modules)",
+        "maml_edu.maml, maml_edu.train, maml_edu.from_module, maml_edu.SineTasks, maml_edu.evaluate, maml_edu.diagnose",
+        "assert {'maml', 'train', 'claim'} <= set(dir(maml_edu))",
+    ],
+)
+def test_the_core_needs_no_notebook_packages(line):
+    run = subprocess.run([sys.executable, "-c", WITHOUT.format(line=line)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_every_public_name_is_there():
+    import maml_edu
+
+    assert all(getattr(maml_edu, name) is not None for name in maml_edu.__all__)
+    with pytest.raises(AttributeError, match="maml_edu has no 'nothing'; it offers"):
+        maml_edu.nothing  # noqa: B018

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from problems import ALPHA, PROBLEMS, flat, random_like, relative, tanh_mlp, varied_alpha
+from support.problems import ALPHA, PROBLEMS, flat, random_like, relative, tanh_mlp, varied_alpha
 
-from maml_edu.curvature import extreme_curvatures
-from maml_edu.evaluation import evaluate
-from maml_edu.inner_loops import (
+from maml_edu.data.sine import SineTasks
+from maml_edu.electives.curvature import extreme_curvatures
+from maml_edu.electives.inner_optimizers import (
     adam_adapt,
     adam_descend,
     adam_maml,
@@ -23,9 +23,9 @@ from maml_edu.inner_loops import (
     truncated_maml,
     way_back,
 )
+from maml_edu.evaluation import evaluate
 from maml_edu.meta_gradient import adapt, fomaml, maml, value_and_gradient
 from maml_edu.models import mlp, mse
-from maml_edu.sine import SineTasks
 from maml_edu.step_sizes import flat_rates
 from maml_edu.training import train
 

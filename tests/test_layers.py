@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maml_edu.layers import batch_norm_relu, conv
 from maml_edu.meta_gradient import maml
 from maml_edu.models import conv4, cross_entropy
+from maml_edu.models.fast_layers import batch_norm_relu, conv
 from maml_edu.tasks import TaskBatch
 
 

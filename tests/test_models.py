@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import convolutions, generator, normal, per_task
-from problems import flat
+from support.networks import convolutions, generator, normal, per_task
+from support.problems import flat
 from torch import nn
 
 from maml_edu.models import conv4, cross_entropy, from_module, mlp, mse

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import ALPHA, PROBLEMS, flat, relative
+from support.problems import ALPHA, PROBLEMS, flat, relative
 
 from maml_edu.meta_gradient import adapt, autograd_maml, fomaml, maml
 

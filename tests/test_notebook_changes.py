@@ -2,8 +2,8 @@
 
 import nbformat
 import pytest
-from notebook_changes import CHANGES
-from run_notebook import NOTEBOOKS, changed_sources, report, run_apart
+from support.notebook_changes import CHANGES
+from support.run_notebook import NOTEBOOKS, changed_sources, report, run_apart
 
 # The changed runs go through every cell; a notebook without any is run as it is.
 RUNS = [

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import nbformat
 import pytest
-import refresh_notebooks as refresh
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+
+from tools import refresh_notebooks as refresh
 
 MAX_CODE_LINES = 25
 CODE_CELLS_PER_TAG = 7  # at most one code cell in so many may hide its output from the comparison
@@ -45,7 +46,7 @@ def load(path):
 def canonical_form(notebook):
     """Canonical, within the size limits, without stored errors and stderr."""
     same = refresh.written(refresh.canonical(notebook.nb)) == notebook.text
-    wrong = [] if same else ["not in canonical form: run python tests/refresh_notebooks.py --no-run"]
+    wrong = [] if same else ["not in canonical form: run python tools/refresh_notebooks.py --no-run"]
     return wrong + refresh.complaints(notebook.nb)
 
 
@@ -258,7 +259,7 @@ def good_notebook():
     picture.metadata = {"image/png": {"alt": "a line"}}
     plain = [new_code_cell(f"x = {i}", execution_count=1) for i in range(6)]
     return notebook_of(
-        new_markdown_cell("## Part\n\n`maml_edu.checks.claim`, [back](#Part), $\\begin{align*} a \\end{align*}$"),
+        new_markdown_cell("## Part\n\n`maml_edu.claim`, [back](#Part), $\\begin{align*} a \\end{align*}$"),
         new_markdown_cell("### Deeper\n\n```\n# no heading\n[no](link)\n```\n## Next"),
         new_code_cell("show(fig, alt)", execution_count=1, outputs=[picture]),
         new_code_cell("time_it()", execution_count=1, outputs=[printed("3 s")], **TAGGED),
@@ -292,7 +293,7 @@ def test_a_good_notebook_passes(check):
         (ignored_outputs, notebook_of(new_code_cell("# NBVAL_SKIP\nx"))),
         (links, markdown("[next](99_not_there.ipynb)")),
         (links, markdown("[here](#Not-a-heading)")),
-        (package_names, markdown("`maml_edu.checks.clam`")),
+        (package_names, markdown("`maml_edu.classroom.checks.clam`")),
         (package_names, markdown("see `maml_edu.no_module.f(x)`")),
         (latex, markdown("$$\\begin{align} a \\end{align}$$")),
         (latex, markdown("see \\ref{a}")),

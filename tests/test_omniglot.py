@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_omniglot import (
+from support.tiny_omniglot import (
     TINY,
     cut_short,
     drawings,
@@ -29,11 +29,11 @@ from tiny_omniglot import (
     write_zip,
 )
 
-# Not `import maml_edu.omniglot as data`: that would find the function if a package re-exported it.
-data = importlib.import_module("maml_edu.omniglot")
-from maml_edu.omniglot import DataError, DownloadError, omniglot  # noqa: E402
+# Not `import maml_edu.data.omniglot_files as data`: that would find the function if a package re-exported it.
+data = importlib.import_module("maml_edu.data.omniglot_files")
+from maml_edu.data.omniglot_files import DataError, DownloadError, omniglot  # noqa: E402
 
-pytest_plugins = ["omniglot_fixtures"]
+pytest_plugins = ["support.omniglot_fixtures"]
 
 needs_data = pytest.mark.skipif(
     not os.environ.get("MAML_EDU_DATA"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_omniglot import (
+from support.tiny_omniglot import (
     TINY,
     cut_short,
     empty,
@@ -25,11 +25,11 @@ from tiny_omniglot import (
     write_zip,
 )
 
-# Not `import maml_edu.omniglot as data`: that would find the function if a package re-exported it.
-data = importlib.import_module("maml_edu.omniglot")
-from maml_edu.omniglot import DataError, DownloadError, omniglot  # noqa: E402
+# Not `import maml_edu.data.omniglot_files as data`: that would find the function if a package re-exported it.
+data = importlib.import_module("maml_edu.data.omniglot_files")
+from maml_edu.data.omniglot_files import DataError, DownloadError, omniglot  # noqa: E402
 
-pytest_plugins = ["omniglot_fixtures"]
+pytest_plugins = ["support.omniglot_fixtures"]
 
 # ---- Downloads
 

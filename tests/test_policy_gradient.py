@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
-from problems import flat, relative
+from support.problems import flat, relative
 
-from maml_edu.meta_gradient import autograd_maml, descend, fomaml, hvp, maml, value_and_gradient
-from maml_edu.navigation import Navigation, oracle_returns
-from maml_edu.policy_gradient import (
+from maml_edu.data.navigation import Navigation, oracle_returns
+from maml_edu.electives.policy_gradient import (
     SURROGATES,
     PolicyGradient,
     act,
@@ -20,6 +19,7 @@ from maml_edu.policy_gradient import (
     reinforce,
     returns_to_go,
 )
+from maml_edu.meta_gradient import autograd_maml, descend, fomaml, hvp, maml, value_and_gradient
 from maml_edu.tasks import TaskBatch
 
 F64 = torch.float64

@@ -7,10 +7,12 @@ import threading
 import time
 
 import pytest
-from toy_exercises import STUBS, TOYS, scaled_step, wrong_sign
+from support.toy_exercises import STUBS, TOYS, scaled_step, wrong_sign
 
-from maml_edu import checks, files, progress
-from maml_edu.checks import check
+from maml_edu.classroom import checks
+from maml_edu.classroom import progress_record as progress
+from maml_edu.classroom.checks import check
+from maml_edu.data import atomic_write as files
 
 
 @pytest.fixture(autouse=True)

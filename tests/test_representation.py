@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from problems import PROBLEMS, flat, random_like, relative, sines, varied_alpha
+from support.problems import PROBLEMS, flat, random_like, relative, sines, varied_alpha
 from torch import nn
 
-from maml_edu.meta_gradient import adapt, at_every_task, autograd_maml, fomaml, maml
-from maml_edu.models import conv4, cross_entropy, from_module, mlp, mse
-from maml_edu.representation import (
+from maml_edu.electives.feature_reuse import (
     anil,
     body_names,
     features,
@@ -18,6 +16,8 @@ from maml_edu.representation import (
     nil_accuracy,
     nil_votes,
 )
+from maml_edu.meta_gradient import adapt, at_every_task, autograd_maml, fomaml, maml
+from maml_edu.models import conv4, cross_entropy, from_module, mlp, mse
 from maml_edu.tasks import TaskBatch
 from maml_edu.training import train
 

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from maml_edu.evaluation import StepScore
-from maml_edu.results import headline, omniglot_runs, over_seeds, provenance, read_results, result, write_result
+from maml_edu.experiments.results import (
+    headline,
+    omniglot_runs,
+    over_seeds,
+    provenance,
+    read_results,
+    result,
+    write_result,
+)
 
 STORED = sorted((Path(__file__).parents[1] / "notebooks" / "results").glob("*.json"))
 SCORES = [
@@ -67,7 +75,7 @@ def test_provenance():
 def test_the_command_is_what_one_types_in_the_root(monkeypatch, tmp_path):
     here = Path(__file__).resolve()
     for script, expected in (
-        (here.parent / "benchmarks" / "compare.py", "python tests/benchmarks/compare.py --x 'two words'"),
+        (here.parents[1] / "benchmarks" / "compare.py", "python benchmarks/compare.py --x 'two words'"),
         (here.parents[1] / "maml_edu" / "__main__.py", "python -m maml_edu --x 'two words'"),
         (tmp_path / "elsewhere.py", "python elsewhere.py --x 'two words'"),
     ):
@@ -75,7 +83,7 @@ def test_the_command_is_what_one_types_in_the_root(monkeypatch, tmp_path):
         assert provenance(0, 0.0)["command"] == expected
 
 
-BENCHMARKS = sorted((Path(__file__).parent / "benchmarks").glob("*.json"))
+BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", [*STORED, *BENCHMARKS], ids=lambda path: path.stem)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from maml_edu.__main__ import main
-from maml_edu.storage import Lock, load_checkpoint, read_state
+from maml_edu.engine.checkpoint_files import Lock, load_checkpoint, read_state
 
 FLAGS = "train --dataset sine --init fan-in --shots 5 --tasks 2 --test-tasks 4 --test-steps 1 --learn-alpha".split()
 PROGRAM = [sys.executable, "-m", "maml_edu", *FLAGS]
@@ -56,7 +56,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_resuming_equals_uninterrupt
 
 KILLED = """
 import os, signal, sys
-import maml_edu.__main__ as command_line, maml_edu.runs as runs, maml_edu.training as training
+import maml_edu.__main__ as command_line, maml_edu.experiments.runner as runs, maml_edu.training as training
 written, write = [], os.fsync
 def fsync(file):  # the second checkpoint is cut off: half its bytes, then kill -9
     written.append(file)
@@ -101,7 +101,9 @@ def test_a_full_disk_does_not_stop_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", at_first)
     from maml_edu import training
 
-    monkeypatch.setattr("maml_edu.runs.train", lambda *a, **k: training.train(*a, **{**k, "save_every": 0.0}))
+    monkeypatch.setattr(
+        "maml_edu.experiments.runner.train", lambda *a, **k: training.train(*a, **{**k, "save_every": 0.0})
+    )
     with pytest.warns(UserWarning, match="could not write .*checkpoint.pt .*No space left.*last whole checkpoint is"):
         assert main([*FLAGS, "--iterations", "40", "--out", str(tmp_path)]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "final.pt", "result.json"]
@@ -137,7 +139,7 @@ def test_two_runs_into_one_folder(tmp_path):
 
 def test_of_many_that_want_a_lock_one_gets_it(tmp_path):
     """As fast as processes can start: no moment in which the lock is there without its owner's name."""
-    program = "import sys, time\nfrom pathlib import Path\nfrom maml_edu.storage import Lock\n"
+    program = "import sys, time\nfrom pathlib import Path\nfrom maml_edu.engine.checkpoint_files import Lock\n"
     program += "until = float(sys.argv[2])\nwhile time.time() < until: pass\n"
     program += "with Lock(Path(sys.argv[1])): print('mine'); time.sleep(3)"
     at = str(time.time() + 8)

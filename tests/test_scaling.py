@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from problems import ALPHA, PROBLEMS, relative, tanh_mlp, varied_alpha
+from support.problems import ALPHA, PROBLEMS, relative, tanh_mlp, varied_alpha
 
-from maml_edu import cost_model as cost
-from maml_edu.checkpointing import maml_checkpointed, vectors_stored
-from maml_edu.measuring import count_flops, count_operations, peak_bytes
+from maml_edu.electives import cost_model as cost
+from maml_edu.electives.gradient_checkpointing import maml_checkpointed, vectors_stored
+from maml_edu.engine.counters import count_flops, count_operations, peak_bytes
 from maml_edu.meta_gradient import at_every_task, autograd_maml, fomaml, hvp, maml, value_and_gradient
 from maml_edu.models import conv4, cross_entropy, mlp, mse
 from maml_edu.tasks import TaskBatch

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from maml_edu.sine import SineTasks
+from maml_edu.data.sine import SineTasks
 
 FAMILIES = {
     "paper": SineTasks(),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import (
+from support.problems import (
     ROUTES,
     one_task_at_a_time,
     query_loss,

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from problems import relative, sines
-from short_runs import assert_same, run, small
+from support.problems import relative, sines
+from support.short_runs import assert_same, run, small
 
+from maml_edu.engine.checkpoint_files import Trained, load_checkpoint, save_checkpoint
 from maml_edu.models import mlp
-from maml_edu.storage import Trained, load_checkpoint, save_checkpoint
 from maml_edu.training import train
 
 

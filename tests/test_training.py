@@ -5,12 +5,12 @@ import signal
 
 import pytest
 import torch
-from problems import flat, relative, sines
-from short_runs import assert_same, rates_of, run, small
+from support.problems import flat, relative, sines
+from support.short_runs import assert_same, rates_of, run, small
 
+from maml_edu.data.sine import SineTasks
 from maml_edu.meta_gradient import MetaGradient, fomaml, joint, maml, reptile
 from maml_edu.models import mlp, mse
-from maml_edu.sine import SineTasks
 from maml_edu.tasks import TaskBatch
 from maml_edu.training import load_checkpoint, train
 

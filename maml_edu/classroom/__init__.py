@@ -1,0 +1,1 @@
+"""What notebooks and teachers use: claims, exercises with checks, progress, handouts, slides."""

@@ -1,0 +1,180 @@
+"""Exercises of notebook 06: is it really MAML?"""
+
+import torch
+
+from maml_edu.classroom.exercises import Exercise
+from maml_edu.data.sine import SineTasks
+from maml_edu.meta_gradient import adapt, hvp
+from maml_edu.models import mlp, mse
+
+# ---------------------------------------------------------------- 6.1
+
+
+def in_some_order(honest, at_theta, support_as_query, sum_for_mean):
+    """The four functions of exercise 6.1 in an order that the reader does not see."""
+    by_letter = {"R": honest, "T": at_theta, "S": support_as_query, "U": sum_for_mean}
+    return [by_letter[letter] for letter in order_of_the_curves()]
+
+
+def order_of_the_curves():
+    return "SRUT"  # support as query, right, sum for mean, query loss at θ
+
+
+CURVES = Exercise(
+    number="6.1",
+    title="name the bug from a learning curve",
+    reference=order_of_the_curves,
+    mistakes={
+        "S and R are exchanged. Support as query rewards a θ that fits its own ten examples; that costs a little on "
+        "others.": lambda: "RSUT",
+        "U and T are exchanged. T never adapts in training, so it heads for the one curve that is best for all sines "
+        "at once; U does adapt, with steps ten times too large.": lambda: "SRTU",
+        "R and U are exchanged: the right one ends lowest.": lambda: "SURT",
+    },
+    hints=(
+        "T does not adapt while it trains. What is the best that a network can do which is the same for all sines?",
+        "U adapts with steps ten times too large: θ must be a place from which such steps do no harm.",
+        "The right one is among those that end lowest. Its twin overfits the support set a little.",
+    ),
+)
+
+
+# ---------------------------------------------------------------- 6.2
+
+
+def who_is_fomaml():
+    return {"A", "B"}
+
+
+WHO = Exercise(
+    number="6.2",
+    title="who is FOMAML?",
+    reference=who_is_fomaml,
+    mistakes={
+        "C takes FOMAML's gradient at φ for its first task only: `phi = theta` is the same dict, so θ itself moves, "
+        "and the second task starts where the first one ended.": lambda: {"A", "B", "C"},
+        "B as well: its graph is kept, but `.data` hides the step from autograd. What is left of φ(θ) is the clone, "
+        "and the derivative of a clone is the identity.": lambda: {"A"},
+        "A as well: without graph=True the inner gradients are constants, so dφ/dθ is the identity.": lambda: {"B"},
+        "Not D. It detaches the wrong factor: θ is cut and the gradient is kept, so the Jacobian of a step is −αH "
+        "instead of I.": lambda: {"A", "B", "D"},
+        "D keeps −αH where FOMAML keeps I, and C moves θ. Look at A and B again.": lambda: {"D"},
+        "Neither C nor D: C moves θ, D loses the identity.": lambda: {"A", "B", "C", "D"},
+    },
+    hints=(
+        "Ask of every suspect: along which paths does φ depend on θ, as far as autograd can see?",
+        "In θ_{j+1} = θ_j − α∇L there are two paths to θ_j: the first term, whose derivative is I, and the second, "
+        "whose derivative is −αH. FOMAML keeps the first and cuts the second.",
+    ),
+)
+
+
+# ---------------------------------------------------------------- 6.3
+
+
+def mended(loss, theta, batch, alpha, steps):
+    support = batch.support_x, batch.support_y
+    path = adapt(loss, theta, *support, alpha, steps)
+    leaf = {name: p.detach().requires_grad_() for name, p in path[-1].items()}
+    g = torch.autograd.grad(loss(leaf, batch.query_x, batch.query_y).sum(), list(leaf.values()))
+    v = dict(zip(leaf, g))  # the query gradient at φ = θ_K
+    for theta_j in reversed(path[:-1]):  # θ_{K−1}, …, θ_0: where each step began
+        hv = hvp(loss, theta_j, *support, v)
+        v = {name: v[name] - alpha * hv[name] for name in v}
+    return {name: per_task.mean(0) for name, per_task in v.items()}
+
+
+def _variant(judged, places):
+    def wrong(loss, theta, batch, alpha, steps):
+        support = batch.support_x, batch.support_y
+        path = adapt(loss, theta, *support, alpha, steps)
+        leaf = {name: p.detach().clone().requires_grad_() for name, p in path[judged].items()}
+        g = torch.autograd.grad(loss(leaf, batch.query_x, batch.query_y).sum(), list(leaf.values()))
+        v = dict(zip(leaf, g))
+        for theta_j in reversed(path[places]):
+            hv = hvp(loss, theta_j, *support, v)
+            v = {name: v[name] - alpha * hv[name] for name in v}
+        return {name: per_task.mean(0) for name, per_task in v.items()}
+
+    return wrong
+
+
+def _forwards(loss, theta, batch, alpha, steps):
+    path = adapt(loss, theta, batch.support_x, batch.support_y, alpha, steps)
+    leaf = {name: p.detach().clone().requires_grad_() for name, p in path[-1].items()}
+    g = torch.autograd.grad(loss(leaf, batch.query_x, batch.query_y).sum(), list(leaf.values()))
+    v = dict(zip(leaf, g))
+    for theta_j in path[:-1]:
+        hv = hvp(loss, theta_j, batch.support_x, batch.support_y, v)
+        v = {name: v[name] - alpha * hv[name] for name in v}
+    return {name: per_task.mean(0) for name, per_task in v.items()}
+
+
+def _sines(seed):
+    generator = torch.Generator().manual_seed(seed)
+    model = mlp((1, 6, 1), "tanh", generator, torch.float64)
+    return mse(model.apply), model.theta, SineTasks().sample(3, 4, 6, generator, torch.float64)
+
+
+TWO_BUGS = Exercise(
+    number="6.3",
+    title="two bugs in one",
+    reference=mended,
+    cases=lambda: [(*_sines(0), 0.1, 2), (*_sines(1), 0.2, 3)],
+    mistakes={
+        "Both bugs are still there.": _variant(0, slice(1, None)),
+        "The query gradient is at φ now. Still wrong: the Hessian of step j belongs to θ_j, where the step began, not "
+        "to θ_{j+1}.": _variant(-1, slice(1, None)),
+        "The Hessians are right now. Still wrong: v starts as the query gradient at φ = path[-1].": _variant(
+            0, slice(None, -1)
+        ),
+        "The right points in the wrong order: the last step is pulled back first.": _forwards,
+        "There is one Hessian too many: path holds θ_0 … θ_K, and no step begins at θ_K.": _variant(-1, slice(None)),
+    },
+    hints=(
+        "path holds θ_0, …, θ_K: K + 1 dicts for K steps. At which of them is the query loss taken?",
+        "Step j begins at θ_j. Which K entries of path are that, and in which order are they needed?",
+        "path[-1] for the query gradient, reversed(path[:-1]) for the Hessians.",
+    ),
+)
+
+
+# ---------------------------------------------------------------- 6.4
+
+
+def mixed_derivatives():
+    h, weight = 3.0, 2.0
+    without = 0.0  # the derivative of h(φ − c) with respect to θ: θ does not occur
+    proximal = -weight  # of h(φ − c) + λ(φ − θ)
+    return without, proximal, -proximal / (h + weight)  # −(∂²L/∂φ²)⁻¹ ∂²L/∂φ∂θ = λ/(h + λ)
+
+
+MIXED = Exercise(
+    number="6.4",
+    title="the mixed derivative",
+    reference=mixed_derivatives,
+    mistakes={
+        "The sign of the proximal term's: λ(φ − θ) has the derivative −λ with respect to θ.": lambda: (0.0, 2.0, 0.4),
+        "The first one: ½h(φ − c)² has no θ in it, so its mixed derivative is 0. h is ∂²L/∂φ².": lambda: (
+            3.0,
+            -2.0,
+            0.4,
+        ),
+        "The last one: at its minimum the curvature is h + λ, the proximal term has one too.": lambda: (
+            0.0,
+            -2.0,
+            2.0 / 3.0,
+        ),
+        "The last one: two minus signs make a plus.": lambda: (0.0, -2.0, -0.4),
+        "The first: no θ in it; the second: only the proximal term has one.": lambda: (3.0, 1.0, 0.4),
+        "Two signs: the mixed derivative is −λ, and −(−λ)/(h + λ) is positive.": lambda: (0.0, 2.0, -0.4),
+    },
+    hints=(
+        "Differentiate by φ first, then by θ. Where no θ is left, the answer is 0.",
+        "For dφ/dθ: minus the mixed derivative, divided by ∂²L/∂φ² = h + λ.",
+    ),
+    remark="φ follows θ by λ/(h + λ) of the way: the stiffer the proximal term, the more.",
+)
+
+
+EXERCISES = [CURVES, WHO, TWO_BUGS, MIXED]

@@ -1,0 +1,1 @@
+"""`diagnose` says in words what a meta-gradient function computes."""

@@ -1,0 +1,209 @@
+"""Which of the hypotheses explains the gradients that were found, and the same in words. For `diagnose`."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import torch
+
+from maml_edu.diagnosis.checked_call import Diagnosis
+from maml_edu.diagnosis.known_mistakes import NUMBERS, hypotheses, nothing_kept, recursion
+
+TOLERANCE = 1e-6  # of the whole gradient's length; leaves room for Hessian-vector products by finite differences
+
+
+@functools.cache
+def problems_of(kind):
+    """Made once: `call` hands out copies."""
+    return tuple(kind())
+
+
+@functools.cache
+def _hypotheses(kind):
+    return (*hypotheses(), *problems_of(kind)[0].suspicions)
+
+
+@functools.cache
+def _columns(kind, i, j):
+    """The gradients of every task [D, T] under hypothesis i on problem j: the same for whoever is diagnosed."""
+    per_task = _hypotheses(kind)[i].per_task(problems_of(kind)[j])
+    return torch.stack([torch.cat([t.reshape(-1) for t in task]) for task in zip(*per_task.values())], 1)
+
+
+def explain(kind, found) -> Diagnosis:
+    problems = problems_of(kind)[:-1]
+    if not any(flat.any() for flat in found):
+        return Diagnosis(
+            "zero",
+            "the gradient is zero everywhere: nothing that was differentiated depends on θ. Is φ detached? Or is a "
+            "formula applied to a loss that has no θ in it?",
+        )
+    for i, hypothesis in enumerate(_hypotheses(kind)):
+        fits = _on_every_problem(lambda j, flat, i=i: _fit(_columns(kind, i, j), flat), found)
+        if fits:
+            return _worded(hypothesis, problems, fits, found)
+        if hypothesis.verdict == "first-order" and (cut := _cut(problems, found)):
+            return cut
+    return _unknown(problems, found)
+
+
+def _on_every_problem(try_it, found):
+    """What `try_it` finds on each problem, or None as soon as it finds nothing."""
+    results = []
+    for j, flat in enumerate(found):
+        results.append(try_it(j, flat))
+        if results[-1] is None:
+            return None
+    return results
+
+
+def _fit(columns, flat):
+    """The weights [T] with which the tasks' gradients [D, T] add up to `flat`, or None if no weights do."""
+    weights = torch.linalg.lstsq(columns, flat[:, None]).solution[:, 0]
+    return weights if distance(flat, columns @ weights) < TOLERANCE else None
+
+
+def distance(a, b):
+    """Of a from b, over the length of b."""
+    return float((a - b).norm() / b.norm().clamp_min(1e-300))
+
+
+def mean_gradient(per_task):
+    """The mean over tasks of a dict of [T, …], as one vector [D]."""
+    return torch.cat([v.mean(0).reshape(-1) for v in per_task.values()])
+
+
+def exact_gradient(problem):
+    return mean_gradient(recursion()(problem))
+
+
+def _first_order(problem):
+    return mean_gradient(recursion(keep=nothing_kept)(problem))
+
+
+def _cut(problems, found):
+    """Which inner steps count as the identity, if that explains everything."""
+
+    def try_it(j, flat):
+        p = problems[j]
+        for length in range(p.steps + 1):
+            for cut in itertools.combinations(range(p.steps), length):
+                per_task = recursion(keep=lambda step, K, cut=cut: step not in cut)(p)
+                if distance(flat, mean_gradient(per_task)) < TOLERANCE:
+                    return cut
+        return None
+
+    cuts = _on_every_problem(try_it, found)
+    if cuts is None:
+        return None
+    where = "; ".join(
+        f"K = {p.steps}: " + (f"step {' and '.join(str(j + 1) for j in cut)}" if cut else "none")
+        for p, cut in zip(problems, cuts, strict=True)
+    )
+    return Diagnosis(
+        "cut",
+        f"the graph is cut at some inner steps, whose Jacobians count as the identity ({where}). Look for a "
+        "`.detach()`, `.data`, a tensor made anew or a missing create_graph there." + _evidence(problems, found),
+    )
+
+
+def _worded(hypothesis, problems, fits, found):
+    """The verdict, with the weights of the tasks put into words."""
+    tasks = [len(weights) for weights in fits]
+    if all(distance(w, torch.full_like(w, float(w.mean()))) < 1e-5 for w in fits):
+        factors = [float(w.mean()) * T for w, T in zip(fits, tasks, strict=True)]
+        name = _factor_name(problems, factors)
+        if name == "":
+            verdict, words = hypothesis.verdict, hypothesis.words
+        elif hypothesis.verdict == "exact":
+            verdict = {"the number of tasks": "sum", "−1": "sign"}.get(name, "scale")
+            words = f"the direction is that of the exact meta-gradient, but its length is {_times(name)}."
+            if verdict == "sum":
+                words = "this is the sum over tasks. The meta-gradient is the mean over tasks."
+            if verdict == "sign":
+                words = "the whole gradient has the wrong sign: an optimiser that subtracts it would go uphill."
+        else:
+            verdict, words = hypothesis.verdict, f"{hypothesis.words} And its length is {_times(name)}."
+            if verdict == "alpha" and f"size is {_times(name)}." in hypothesis.words:
+                words += " Both together: it is MAML of another loss, a multiple of the mean squared error."
+    else:
+        alone = [[t for t, w in enumerate(weights) if abs(w) > 1e-5 * weights.abs().max()] for weights in fits]
+        kind = "" if hypothesis.verdict == "exact" else f" Besides: {hypothesis.words}"
+        first, last = all(a == [0] for a in alone), all(a == [T - 1] for a, T in zip(alone, tasks, strict=True))
+        if first or last:
+            which = "first" if first else "last"
+            verdict, words = "one-task", f"only the {which} task counts; the others are lost, or overwritten.{kind}"
+        else:
+            shares = ", ".join(f"{float(w):.2g}" for w in fits[0])
+            verdict = "weights"
+            words = f"the tasks count differently; at T = {tasks[0]} with weights {shares} (each should be 1/T).{kind}"
+    return Diagnosis(verdict, words + ("" if verdict == "exact" else _evidence(problems, found)))
+
+
+def _times(name):
+    return name if name.startswith("divided") or name.startswith("off") else f"multiplied by {name}"
+
+
+def _factor_name(problems, factors):
+    """What the lengths are off by, in words; "" for nothing."""
+    names = {"": lambda p: 1.0, "−1": lambda p: -1.0}
+    for a, x in NUMBERS.items():
+        names[a] = x
+        names[f"divided by {a}"] = lambda p, x=x: 1 / x(p)
+        names[f"−1 and {a}"] = lambda p, x=x: -x(p)
+        for b, y in NUMBERS.items():
+            if a < b:
+                names[f"{a} and {b}"] = lambda p, x=x, y=y: x(p) * y(p)
+                names[f"divided by {a} and {b}"] = lambda p, x=x, y=y: 1 / (x(p) * y(p))
+            if a != b:
+                names[f"{a} over {b}"] = lambda p, x=x, y=y: x(p) / y(p)
+    for name, number in names.items():
+        if all(abs(f - number(p)) < 1e-5 * abs(f) for p, f in zip(problems, factors, strict=True)):
+            return name
+    return "off by " + ", ".join(f"{f:.3g} at K = {p.steps}" for p, f in zip(problems, factors, strict=True))
+
+
+def _evidence(problems, found):
+    parts = [
+        f"{_percent(distance(f, exact_gradient(p)))} at K = {p.steps}" for p, f in zip(problems, found, strict=True)
+    ]
+    return f" (Distance from the exact gradient, over its length: {', '.join(parts)}.)"
+
+
+def _percent(ratio):
+    if ratio < TOLERANCE:
+        return "0\u00a0%"  # no-break spaces: number and unit stay on one line
+    if ratio >= 10:
+        return f"{ratio:.2g}\u00a0times"
+    return f"{100 * ratio:.2g}\u00a0%" if ratio < 0.1 else f"{100 * ratio:.0f}\u00a0%"
+
+
+def _unknown(problems, found):
+    right = [p.steps for p, f in zip(problems, found, strict=True) if distance(f, exact_gradient(p)) < TOLERANCE]
+    fewest = [p.steps for p in problems][: len(right)]
+    text = "this is none of the gradients known to `diagnose`."
+    if right and right != fewest:
+        text += f" It is exact at K = {', '.join(map(str, right))} only: is something fixed to what is given there?"
+    elif right:
+        text += f" It is exact at K = {', '.join(map(str, right))}, so look at what changes with more steps."
+    names = list(problems[0].theta)
+    pieces = [(_split(f, p), _split(exact_gradient(p), p)) for p, f in zip(problems, found, strict=True)]
+    good = [n for n in names if all(distance(ours[n], theirs[n]) < TOLERANCE for ours, theirs in pieces)]
+    if good and len(good) < len(names):
+        text += f" It is exact for {', '.join(good)} and wrong for {', '.join(n for n in names if n not in good)}."
+    nothing = [n for n in names if not any(ours[n].any() for ours, _ in pieces)]
+    if nothing:
+        text += f" It is zero for {', '.join(nothing)}."
+    p, f = problems[0], found[0]
+    exact, first = (torch.nn.functional.cosine_similarity(f, g, dim=0) for g in (exact_gradient(p), _first_order(p)))
+    text += (
+        f" At K = {p.steps} its cosine with the exact gradient is {float(exact):.3f}, with the first-order one "
+        f"{float(first):.3f}."
+    )
+    return Diagnosis("unknown", text + _evidence(problems, found))
+
+
+def _split(flat, problem):
+    sizes = [p.numel() for p in problem.theta.values()]
+    return dict(zip(problem.theta, flat.split(sizes), strict=True))

@@ -1,0 +1,310 @@
+"""What `diagnose` tries a meta-gradient function on, and what it might compute there: MAML with one thing changed.
+
+Every hypothesis gives one gradient per task, so that the comparison can also find out how the tasks were weighed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+
+from maml_edu.meta_gradient import adapt, hvp
+from maml_edu.models import mlp, mse
+from maml_edu.tasks import Loss, Params, TaskBatch
+
+
+class Problem(NamedTuple):
+    loss: Loss
+    theta: Params
+    batch: TaskBatch
+    alpha: float
+    steps: int
+    outputs: int
+    suspicions: tuple[Hypothesis, ...] = ()  # what can go wrong with this kind of problem only
+
+
+class Hypothesis(NamedTuple):
+    verdict: str
+    words: str
+    per_task: Callable[[Problem], Params]  # one gradient per task, [T, …]
+
+
+def problems(apply=None, suspicions: tuple[Hypothesis, ...] = ()) -> list[Problem]:
+    """Tasks, examples, outputs, α and K differ from problem to problem and from each other.
+
+    apply(params, x): another network with the parameters of `mlp((2, 5, outputs), "tanh")`. The last problem is for
+    functions that pass the others: the sizes of the second, other numbers, and gradients of length 10 and more.
+    """
+    numbers = ((5, 6, 4, 3, 0.4, 1), (3, 8, 5, 2, 0.3, 2), (2, 4, 7, 4, 0.5, 3))  # T, support, query, outputs, α, K
+    found = [_problem(seed, *row, apply, suspicions) for seed, row in enumerate(numbers)]
+    last = _problem(9, 3, 8, 5, 2, 0.01, 2, apply, suspicions)
+    batch = last.batch._replace(support_y=50 * last.batch.support_y, query_y=50 * last.batch.query_y)
+    return [*found, last._replace(batch=batch)]
+
+
+def _problem(seed, tasks, support, query, outputs, alpha, steps, apply, suspicions):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    model = mlp((2, 5, outputs), "tanh", generator, torch.float64)
+    theta = {name: p + 0.5 * normal(*p.shape) for name, p in model.theta.items()}  # no entry is zero, biases included
+    x, y = normal(tasks, support + query, 2), normal(tasks, support + query, outputs)
+    batch = TaskBatch(x[:, :support], y[:, :support], x[:, support:], y[:, support:])
+    return Problem(mse(apply or model.apply), theta, batch, alpha, steps, outputs, suspicions)
+
+
+# ---------------------------------------------------------------- MAML with one thing changed
+
+
+def all_kept(j, K):
+    return True
+
+
+def nothing_kept(j, K):
+    return False
+
+
+def recursion(
+    inner="support",  # which examples adapt
+    outer="query",  # which examples judge
+    curved=None,  # whose Hessian; by default that of the inner loss
+    forward=lambda p: 1.0,  # the α that adapts, over the α given
+    backward=None,  # the α that pulls back, over the α given; by default the same
+    steps=lambda K: K,
+    place=lambda j, K: j,  # the Hessian of step j is taken at θ_place
+    judged=-1,  # the query gradient is taken at θ_judged
+    order=reversed,
+    keep=all_kept,  # the steps that are pulled back; the others count as the identity
+    identity=1.0,
+    block=False,  # the Hessian within each parameter tensor only
+):
+    """The recursion with one thing or another changed; without arguments it is MAML."""
+
+    def per_task(p):
+        data, K = _data(p.batch), steps(p.steps)
+        path = adapt(p.loss, p.theta, *data[inner], forward(p) * p.alpha, K)
+        v = gradient(p.loss, path[judged], *data[outer])
+        rate = (backward or forward)(p) * p.alpha
+        for j in order(range(K)):
+            if keep(j, K):
+                product = _block_product if block else hvp
+                hv = product(p.loss, path[place(j, K)], *data[curved or inner], v)
+                v = {name: identity * v[name] - rate * hv[name] for name in v}
+        return v
+
+    return per_task
+
+
+def _data(batch):
+    x, y = torch.cat([batch.support_x, batch.query_x], 1), torch.cat([batch.support_y, batch.query_y], 1)
+    return {"support": batch[:2], "query": batch[2:], "both": (x, y)}
+
+
+def gradient(loss, params, x, y):
+    leaf = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
+    return dict(zip(leaf, torch.autograd.grad(loss(leaf, x, y).sum(), list(leaf.values()))))
+
+
+def _block_product(loss, params, x, y, v):
+    found = {}
+    for name in v:  # v of one parameter only, and of H·v that parameter only
+        alone = {other: t if other == name else torch.zeros_like(t) for other, t in v.items()}
+        found[name] = hvp(loss, params, x, y, alone)[name]
+    return found
+
+
+def _difference(inner):
+    """(θ − φ)/α per task."""
+
+    def per_task(p):
+        phi = adapt(p.loss, p.theta, *_data(p.batch)[inner], p.alpha, p.steps)[-1]
+        return {name: (p.theta[name] - phi[name]) / p.alpha for name in phi}
+
+    return per_task
+
+
+def _one_phi(exact, scale=lambda p: 1.0):
+    """All tasks descend together, on the mean of their gradients."""
+
+    def per_task(p):
+        tasks = len(p.batch.support_x)
+        path = [{name: t.detach().expand(tasks, *t.shape).clone() for name, t in p.theta.items()}]
+        for _ in range(p.steps):
+            g = gradient(p.loss, path[-1], *p.batch[:2])
+            path.append({n: t - scale(p) * p.alpha * g[n].mean(0) for n, t in path[-1].items()})
+        v = gradient(p.loss, path[-1], *p.batch[2:])
+        if exact:
+            for j in reversed(range(p.steps)):
+                of_each = []
+                for t in range(tasks):  # every task's v meets the mean of all tasks' Hessians
+                    same = {name: w[t : t + 1].expand_as(w).clone() for name, w in v.items()}
+                    of_each.append({n: h.mean(0) for n, h in hvp(p.loss, path[j], *p.batch[:2], same).items()})
+                v = {n: w - scale(p) * p.alpha * torch.stack([h[n] for h in of_each]) for n, w in v.items()}
+        return v
+
+    return per_task
+
+
+def _chained(exact, whole):
+    """Every task starts where the task before it ended."""
+
+    def per_task(p):
+        start = {name: t.detach()[None] for name, t in p.theta.items()}
+        before, found = [], []  # before: the steps of the tasks so far
+        for t in range(len(p.batch.support_x)):
+            one = TaskBatch(*(field[t : t + 1] for field in p.batch))
+            path = adapt(p.loss, {name: w[0] for name, w in start.items()}, *one[:2], p.alpha, p.steps)
+            v = gradient(p.loss, path[-1], *one[2:])
+            own = [(params, one) for params in path[:-1]]
+            for params, whose in reversed(own if not whole else before + own) if exact else ():
+                hv = hvp(p.loss, params, *whose[:2], v)
+                v = {name: w - p.alpha * hv[name] for name, w in v.items()}
+            found.append(v)
+            before, start = before + own, path[-1]
+        return {name: torch.cat([v[name] for v in found]) for name in p.theta}
+
+    return per_task
+
+
+NUMBERS = {  # what a step size or a length may be off by
+    "the number of tasks": lambda p: len(p.batch.support_x),
+    "the number of inner steps": lambda p: p.steps,
+    "the number of support examples": lambda p: p.batch.support_x.shape[1],
+    "the number of query examples": lambda p: p.batch.query_x.shape[1],
+    "the number of outputs (classes)": lambda p: p.outputs,
+    "the number of examples per output (shots)": lambda p: p.batch.support_x.shape[1] / p.outputs,
+    "2": lambda p: 2.0,
+    "α": lambda p: p.alpha,
+}
+
+
+def _off_by():
+    """(words, factor of a problem): times and divided by every number that a step size may be off by."""
+    yield "has the wrong sign", lambda p: -1.0
+    for name, number in NUMBERS.items():
+        yield f"is multiplied by {name}", number
+        yield f"is divided by {name}", lambda p, number=number: 1 / number(p)
+    yield "is ten times too large", lambda p: 10.0
+    yield "is ten times too small", lambda p: 0.1
+
+
+def hypotheses() -> Iterator[Hypothesis]:
+    """The exact meta-gradient first, then what it is taken for, the frequent before the far-fetched."""
+    yield Hypothesis("exact", "this is the exact meta-gradient.", recursion())
+    yield Hypothesis(
+        "first-order",
+        "this is the first-order gradient (FOMAML), ∇L_q(φ) without the Hessian terms. Keep the graph of every inner "
+        "step (create_graph=True), or pull back: v ← v − H(αv).",
+        recursion(keep=nothing_kept),
+    )
+    yield Hypothesis(
+        "at-theta",
+        "the query gradient is taken at θ. Adaptation does not enter: evaluate the query loss at φ.",
+        recursion(keep=nothing_kept, judged=0),
+    )
+    yield Hypothesis(
+        "at-theta",
+        "this is the support gradient at θ: neither adaptation nor the query set enters.",
+        recursion(outer="support", keep=nothing_kept, judged=0),
+    )
+    yield Hypothesis(
+        "joint",
+        "this is joint training, the gradient at θ on support and query together, without adaptation.",
+        recursion(outer="both", keep=nothing_kept, judged=0),
+    )
+    yield Hypothesis("reptile", "this is Reptile's θ − φ after adapting to the support set.", _difference("support"))
+    yield Hypothesis("reptile", "this is Reptile's θ − φ after adapting to support and query.", _difference("both"))
+    yield Hypothesis("reptile", "this is θ − φ after adapting to the query set.", _difference("query"))
+
+    # The way back
+    yield Hypothesis(
+        "sign",
+        "the Hessian terms have the wrong sign: this is (I + αH)∇L_q(φ). The derivative of θ − α∇L is I − αH.",
+        recursion(backward=lambda p: -1.0),
+    )
+    yield Hypothesis(
+        "order",
+        "the inner steps are pulled back in the order they were taken. The last step comes first: j = K−1, …, 0.",
+        recursion(order=iter),
+    )
+    for words, place in (
+        ("θ_0, for every step", lambda j, K: 0),
+        ("φ = θ_K, for every step", lambda j, K: K),
+        ("θ_{j+1}, behind the step instead of in front of it", lambda j, K: j + 1),
+        ("θ_{K−1}, for every step", lambda j, K: K - 1),
+    ):
+        yield Hypothesis(
+            "hessian", f"the Hessian of step j is taken at {words}. It belongs to θ_j, where the step began.",
+            recursion(place=place),
+        )  # fmt: skip
+    for curved, words in (("query", "the query loss"), ("both", "the loss on support and query together")):
+        for place, at in ((lambda j, K: j, "θ_j"), (lambda j, K: K, "φ"), (lambda j, K: 0, "θ_0")):
+            yield Hypothesis(
+                "hessian",
+                f"this is the Hessian of {words} at {at}. The step descended on the support loss: H = ∇²L_s(θ_j).",
+                recursion(curved=curved, place=place),
+            )  # fmt: skip
+    yield Hypothesis(
+        "hessian",
+        "only the blocks of H within each parameter tensor are used. The gradient of one parameter depends on all of "
+        "them: one torch.autograd.grad call for all, with grad_outputs for all.",
+        recursion(block=True),
+    )
+    yield Hypothesis("hessian", "the identity is missing: v ← −αHv instead of v ← v − αHv.", recursion(identity=0.0))
+    yield Hypothesis(
+        "at-theta",
+        "the query gradient is taken at θ and then pulled back. It belongs to φ.",
+        recursion(judged=0),
+    )
+    for words, factor in _off_by():
+        yield Hypothesis(
+            "alpha", f"adaptation is right, but on the way back α {words}. The pull-back v ← v − αHv has the same α.",
+            recursion(backward=factor, forward=lambda p: 1.0),
+        )  # fmt: skip
+
+    # The way there
+    for keep, kind in ((all_kept, ""), (nothing_kept, " And the Hessian terms are missing (first order).")):
+        for words, flaw in (
+            ("the loss at φ is that of the support set, which φ has already seen: judge on the query set.",
+             dict(outer="support")),
+            ("support and query are exchanged.", dict(inner="query", outer="support")),
+            ("φ is adapted to the query set: adapt to the support set, judge on the query set.", dict(inner="query")),
+            ("φ is adapted to support and query together: the query set must stay unseen.", dict(inner="both")),
+            ("φ is adapted to support and query together, and judged on both.", dict(inner="both", outer="both")),
+            ("φ is judged on support and query together.", dict(outer="both")),
+        ):  # fmt: skip
+            yield Hypothesis("data", words + kind, recursion(keep=keep, **flaw))
+        for words, steps in (
+            ("one inner step too few is taken.", lambda K: K - 1),
+            ("one inner step too many is taken.", lambda K: K + 1),
+            ("one inner step is taken, whatever `steps` says.", lambda K: 1),
+        ):
+            yield Hypothesis("steps", words + kind, recursion(keep=keep, steps=steps))
+        for words, factor in _off_by():
+            yield Hypothesis(
+                "alpha", f"the inner step size {words}. A sum for a mean, or the reverse, is the usual cause.{kind}",
+                recursion(keep=keep, forward=factor),
+            )  # fmt: skip
+        exact = keep is all_kept
+        yield Hypothesis(
+            "tasks-mixed",
+            "all tasks take the same inner steps, on the mean of their support gradients: there is one φ instead of "
+            f"one for each task.{kind}",
+            _one_phi(exact),
+        )
+        yield Hypothesis(
+            "tasks-mixed",
+            "all tasks take the same inner steps, on the sum of their support gradients: there is one φ instead of "
+            f"one for each task.{kind}",
+            _one_phi(exact, lambda p: len(p.batch.support_x)),
+        )
+        for whole in (True, False) if exact else (False,):
+            yield Hypothesis(
+                "tasks-mixed",
+                f"every task starts from the φ of the task before it. Each must start from θ.{kind}",
+                _chained(exact, whole),
+            )

@@ -1,0 +1,95 @@
+"""`diagnose`: what a meta-gradient function computes, said in words.
+
+The function is tried on three small problems whose tasks, examples, inner steps and step sizes all differ in number, so
+that no two mistakes give the same answer on all three. What comes back is compared with the exact meta-gradient and
+with about a hundred wrong ones: another order, another place of the Hessian, other data, another α, tasks mixed, …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from maml_edu.diagnosis.checked_call import Complaint, Diagnosis, call
+from maml_edu.diagnosis.edge_cases import beyond_the_ordinary, deaf, later
+from maml_edu.diagnosis.explanation import distance, explain, problems_of
+from maml_edu.diagnosis.known_mistakes import problems as default_problems
+from maml_edu.tasks import Loss, Params, TaskBatch
+
+MetaGradientFunction = Callable[[Loss, Params, TaskBatch, float, int], Params]
+
+VERDICTS = {
+    "exact": "the exact meta-gradient",
+    "first-order": "the Hessian terms are missing",
+    "cut": "the graph is cut at some inner steps",
+    "at-theta": "the query gradient is taken at θ, not at φ",
+    "joint": "no adaptation: the gradient at θ on support and query together",
+    "reptile": "the difference θ − φ",
+    "sign": "the whole gradient, or its Hessian terms, with the wrong sign",
+    "alpha": "another step size than the one given",
+    "steps": "another number of inner steps than the one given",
+    "data": "support and query are mixed up",
+    "hessian": "the Hessian of another loss, at another place, or in part",
+    "order": "the inner steps are pulled back in the wrong order",
+    "alpha-outside": "per-parameter rates multiply H·v instead of v",
+    "sum": "summed over tasks where the mean is meant",
+    "scale": "the right direction with the wrong length",
+    "one-task": "one task counts, the others are lost",
+    "weights": "the tasks count differently",
+    "batch-norm": "running statistics where the batch's own are meant",
+    "tasks-mixed": "one task's adaptation depends on another task",
+    "theta-modified": "θ is changed by the call",
+    "batch-modified": "the batch is changed by the call",
+    "non-deterministic": "two equal calls differ",
+    "nan": "not a number",
+    "zero": "nothing depends on θ",
+    "missing": "some parameters have no gradient",
+    "form": "not a dict of tensors like θ",
+    "error": "it raises",
+    "unknown": "none of these",
+}
+
+
+def diagnose(meta_gradient_function: MetaGradientFunction) -> Diagnosis:
+    """Say what `meta_gradient_function(loss, theta, batch, alpha, steps)` computes.
+
+    It is called with float64 tensors: theta a dict of `mlp((2, 5, outputs), "tanh")` (the tensors require gradients),
+    batch a `TaskBatch` [T, n, 2] with T ≥ 2, a number alpha, steps ≥ 1, and `loss(params, x, y)` -> [T], the mean
+    squared error of each task; x and y with the task axis in front, params with or without it. It returns a dict like
+    theta (or a `MetaGradient`), the mean over tasks. A training step on an `nn.Module` is wrapped in
+    `from_training_step`.
+
+    The verdict is "exact" only if the result is the exact meta-gradient to 1e-6 on every problem. Otherwise it is one
+    of `VERDICTS`; "unknown" says how far off it is. Never raises because of what the function does.
+    """
+    kind = getattr(meta_gradient_function, "problems", default_problems)
+    *problems, last = problems_of(kind)
+    found, complaint = [], None
+    for problem in problems:
+        try:
+            first = call(meta_gradient_function, problem)
+            second = call(meta_gradient_function, problem)
+        except Complaint as error:
+            return error.diagnosis
+        complaint = complaint or first.complaint
+        if complaint is None and distance(first.flat, second.flat) > 1e-9:
+            return Diagnosis(
+                "non-deterministic",
+                "two calls with the same arguments gave different results. Something is drawn at random (dropout, a "
+                "generator without a seed) or remembered from one call to the next.",
+            )
+        found.append(first.flat)
+    diagnosis = explain(kind, found)
+    if complaint is not None and (complaint.verdict, diagnosis.verdict) == ("theta-modified", "exact"):
+        return complaint._replace(
+            explanation="what it returns is the exact meta-gradient, but the call also changes θ. Stop before the "
+            "optimiser's step, and leave θ and its flags as they are."
+        )
+    if complaint is not None:
+        return complaint._replace(explanation=f"{complaint.explanation} What it returns: {diagnosis.explanation}")
+    if diagnosis.verdict == "unknown":
+        diagnosis = deaf(meta_gradient_function, problems[1]) or diagnosis
+    if diagnosis.verdict == "exact" and (spoilt := later(meta_gradient_function, problems[1], last)):
+        return spoilt
+    if diagnosis.verdict in ("exact", "unknown") and not getattr(meta_gradient_function, "ordinary_only", False):
+        return beyond_the_ordinary(meta_gradient_function, problems[1], diagnosis)
+    return diagnosis

@@ -1,0 +1,66 @@
+"""The exact meta-gradient with √K instead of K stored parameter vectors per task, for one more walk down the path.
+
+`maml` keeps every θ_j of the path, since the pullback of step j needs it. Here only every `every`-th one is kept; the
+steps between two of them are taken again, from the nearer one, when the way back gets there. Nothing is approximated.
+Source of the idea: Griewank (1992), Optimization Methods and Software 1; for deep networks Chen et al. (2016), §4.
+"""
+
+import math
+
+from maml_edu.meta_gradient import MetaGradient, at_every_task, descend, mean_over_tasks, pull_back
+from maml_edu.meta_gradient import value_and_gradient as value_and_gradient_of
+from maml_edu.step_sizes import Alpha, rates_per_step
+from maml_edu.step_sizes import alpha_gradient as gradient_of_alpha
+from maml_edu.tasks import Loss, Params, TaskBatch
+
+
+def maml_checkpointed(
+    loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 1, every: int | None = None
+) -> MetaGradient:
+    """As `maml`, with about steps/every + every stored θ_j per task instead of steps.
+
+    every: how many inner steps lie between two stored θ_j; None takes √steps, rounded up, which stores fewest. every =
+    steps stores as much as `maml`. Raises ValueError for every < 1, and for what `maml` refuses.
+    """
+    rates, every = rates_per_step(alpha, theta, steps), _spacing(steps, every)
+    x, y = batch.support_x, batch.support_y
+
+    # forward: adapt. kept: θ_0, θ_every, θ_2·every, …; of the last segment, which comes first on the way back, all.
+    kept, segment = [at_every_task(theta, x.shape[0])], None
+    starts = range(0, steps, every)
+    for a in starts:
+        segment = None  # freed before the next one is made
+        segment = descend(loss, kept[-1], x, y, rates[a : a + every], len(rates[a : a + every]))
+        kept.append(segment[-1])
+    phi = kept[-1]
+    query_loss, v = value_and_gradient_of(loss, phi, batch.query_x, batch.query_y)
+
+    # backward: pull back, one segment after the other
+    alpha_parts: list[dict] = []
+    for a in reversed(starts):
+        own = rates[a : a + every]
+        end, start = kept.pop(), kept[-1]
+        if segment is None:
+            segment = [*descend(loss, start, x, y, own[:-1], len(own) - 1), end]
+        v, parts = pull_back(loss, segment, x, y, own, v)
+        alpha_parts = parts + alpha_parts
+        segment = end = None
+    # the parts are means over tasks with their sign already: "−1 task" leaves a plain sum, in the form of alpha
+    return MetaGradient(mean_over_tasks(v), query_loss, phi, gradient_of_alpha(alpha, alpha_parts, -1))
+
+
+def _spacing(steps, every):
+    if every is None:
+        return max(1, math.isqrt(max(steps - 1, 0)) + 1)  # √steps, rounded up
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"every={every!r}; expected a whole number of inner steps between two stored θ_j, 1 or more")
+    return every
+
+
+def vectors_stored(steps: int, every: int | None = None) -> int:
+    """How many θ_j per task `maml_checkpointed` holds at most at one time (θ_0 costs nothing: it is the same for all).
+
+    The starts of all segments but the first, and one whole segment: for K = 100 and every = 10 that is 9 + 10.
+    """
+    every = _spacing(steps, every)
+    return max((-(-steps // every)) - 1, 0) + min(every, steps)

@@ -1,0 +1,66 @@
+"""A network that reads the support set and generates initial parameters of another; the K gradient steps follow.
+
+It generates the head, one class at a time from the mean feature of that class, and the shift of every layer below, from
+the mean over all support examples. Means do not depend on the order of the examples, and a class is read by the same
+network whatever its label. The weights below the head are θ itself: a dense last layer that generates them would have
+`hidden` times as many weights as there are numbers to generate. Ha, Dai & Le (2017) have cheaper ways, not used here.
+"""
+
+import torch
+
+from maml_edu.electives.conditioned_starts import Family, everywhere
+from maml_edu.electives.prototypes import HEAD, class_means, without_head
+from maml_edu.models import Model, mlp
+from maml_edu.tasks import Params
+
+SHIFTS = ("conv1.shift", "conv2.shift", "conv3.shift", "conv4.shift")  # of conv4
+
+
+def named(prefix: str, params: Params) -> Params:
+    """The same parameters with a prefix before each name."""
+    return {prefix + name: p for name, p in params.items()}
+
+
+def under(prefix: str, params: Params) -> Params:
+    """Those parameters whose name begins with the prefix, without it."""
+    return {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
+
+
+def hypernetwork(
+    model: Model,
+    ways: int,
+    hidden: int = 64,
+    generator: torch.Generator | None = None,
+    head: tuple[str, str] = HEAD,
+    shifts: tuple[str, ...] = SHIFTS,
+) -> Family:
+    """θ: the model without its head, and two small networks "class." and "task." that generate; φ_0: the whole model.
+
+    From the mean feature p_c [F] of a class, "class." makes the head's column and bias of that class [F + 1]. From the
+    mean feature of all examples, "task." makes what is added to the parameters named in `shifts` (at first a tenth of
+    what a fresh network gives, so that training begins near a common start). hidden: width of both.
+    Source: the idea of Ha, Dai & Le (2017), with a support set as its input.
+    Raises ValueError if a name in `shifts` or `head` is no parameter of the model.
+    """
+    body = without_head(model, head)
+    missing = [name for name in shifts if name not in body.theta]
+    if missing:
+        raise ValueError(f"shifts names {missing}, which the model without its head has not; it has {list(body.theta)}")
+    features, like = model.theta[head[0]].shape[0], model.theta[head[0]]
+    sizes = [body.theta[name].numel() for name in shifts]
+    kind = dict(activation="tanh", generator=generator, dtype=like.dtype, device=like.device)
+    of_class, of_task = mlp((features, hidden, features + 1), **kind), mlp((features, hidden, sum(sizes)), **kind)
+    for name in ("w2", "b2"):
+        of_task.theta[name] *= 0.1
+
+    def generated(theta, x, y):
+        phi = everywhere({name: theta[name] for name in body.theta}, x, y)
+        h = body.apply(phi, x)  # [T, n, F]
+        columns = of_class.apply(under("class.", theta), class_means(h, y, ways))  # [T, ways, F + 1]
+        added = of_task.apply(under("task.", theta), h.mean(1, keepdim=True))[:, 0].split(sizes, 1)
+        for name, change in zip(shifts, added):
+            phi[name] = phi[name] + change.view_as(phi[name])
+        return {**phi, head[0]: columns[:, :, :-1].mT, head[1]: columns[:, :, -1]}
+
+    theta = {**body.theta, **named("class.", of_class.theta), **named("task.", of_task.theta)}
+    return Family(Model(theta, model.apply), generated)

@@ -1,0 +1,1 @@
+"""What makes training fast and safe: compiling, several processes, checkpoint files, counters."""

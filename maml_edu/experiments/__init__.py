@@ -1,0 +1,1 @@
+"""The runs behind the stored results: settings, training, scores, provenance."""

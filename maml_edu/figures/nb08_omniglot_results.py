@@ -1,0 +1,114 @@
+"""Tables and a figure of the stored results that notebook 08 puts beside the published ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+
+from maml_edu.experiments.results import PUBLISHED_OMNIGLOT, headline, omniglot_runs, over_seeds
+from maml_edu.figures.style import COLOURS, STYLES
+
+__all__ = ["omniglot_runs_table", "omniglot_table", "step_size_study"]
+
+SETTINGS = ((5, 1), (5, 5), (20, 1), (20, 5))  # the columns (ways, shots) of PUBLISHED_OMNIGLOT
+
+
+def omniglot_table(results: Mapping[str, dict]) -> str:
+    """The published accuracies, and under them every stored Omniglot result at the step fixed in its protocol."""
+    rows = [("method",) + tuple(f"{n}-way {k}-shot" for n, k in SETTINGS)]
+    rows += [
+        (name,) + tuple(_percent(cell, _digits(cells)) for cell in cells) for name, cells in PUBLISHED_OMNIGLOT.items()
+    ]
+    ours: dict[str, dict[tuple[int, int], str]] = {}
+    for (method, learned, device, ways, shots), runs in omniglot_runs(results).items():
+        found = over_seeds(list(runs.values()))
+        text = "diverged" if found is None else _percent(tuple(100 * x for x in found), bold=True)
+        several = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
+        ours.setdefault(_label(method, learned, device), {})[ways, shots] = text + several
+    if not any(name.endswith("GPU") for name in ours):
+        ours[_label("maml", False, "cuda")] = {}  # nobody has run it here yet
+    rows += [(f"**here: {name}**",) + tuple(cells.get(s, "–") for s in SETTINGS) for name, cells in ours.items()]
+    return _markdown(rows)
+
+
+def omniglot_runs_table(results: Mapping[str, dict]) -> str:
+    """Protocol and provenance of every stored Omniglot result."""
+    rows = [
+        (
+            "result",
+            "accuracy, %",
+            "split, network",
+            "training",
+            "inner steps in training → at test, α",
+            "where, how long",
+        )
+    ]
+    for name, r in (one for group in omniglot_runs(results).values() for one in group.items()):
+        p, where = r["protocol"], r["provenance"]
+        score = headline(r)
+        diverged = score["mean"] is None
+        accuracy = "diverged" if diverged else _percent((100 * score["mean"], 100 * score["half_width"]))
+        rate = "learned per tensor and step" if p.get("alpha_learned") else f"α = {p['alpha']}"
+        rows.append(
+            (
+                f"`{name}`",
+                f"{accuracy} ({p['tasks']} tasks, {p['statistics']})",
+                f"{p['split']}, {p['filters']} filters",
+                f"{p['iterations']:,} × {p['meta_batch']} tasks, {p['outer']}",
+                f"{p['inner_steps_train']} → {p['inner_steps']}, {rate}",
+                f"{where['hardware']}, {where['seconds'] / 60:.0f} min",
+            )
+        )
+    return _markdown(rows)
+
+
+def _label(method, learned, device):
+    name = {"maml": "MAML", "fomaml": "FOMAML", "reptile": "Reptile"}.get(method, method)
+    return name + (", learned α" if learned else "") + (", CPU" if device == "cpu" else ", GPU")
+
+
+def _digits(cells):
+    """Decimals enough for every number of a published row."""
+    numbers = [number for cell in cells if cell for number in cell if number is not None]
+    return 1 if all(round(number, 1) == number for number in numbers) else 2
+
+
+def _percent(cell, digits=1, bold=False):
+    if cell is None:
+        return "–"
+    mean, half = cell
+    text = f"{mean:.1f}" if half is None else f"{mean:.{digits}f} ± {half:.{digits}f}"
+    return f"**{text}**" if bold else text
+
+
+def _markdown(rows):
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+# ---------------------------------------------------------------- the step size at 20 ways
+
+
+def step_size_study(ax: Axes, study: Mapping[str, dict]) -> Axes:
+    """Accuracy in % against inner steps at test, a line with 95 % intervals for every result; study: label → result.
+
+    The last one stands out; the others are black, told apart by dashes and marks.
+    """
+    dashes = [dict(linestyle=d, marker=m) for d, m in ((":", "D"), ("-.", "^"), ("--", "s"))]
+    looks = [*({**look, "color": COLOURS["truth"], "linewidth": 1.5} for look in dashes), STYLES["maml"]]
+    last, ends = max(len(r["per_step"]) for r in study.values()) - 1, []
+    for (label, r), look in zip(study.items(), looks, strict=True):
+        means, halves = ([100 * s[key] for s in r["per_step"]] for key in ("mean", "half_width"))
+        ax.errorbar([s["step"] for s in r["per_step"]], means, yerr=halves, capsize=3, **look)
+        ends.append((means[-1], label, look["color"]))
+    height = -float("inf")
+    for mean, label, colour in sorted(ends):
+        height = max(mean, height + 0.06 * 100)  # labels keep clear of each other
+        ax.text(last + 0.2, height - 3, f"{label}: {mean:.1f}", color=colour, va="center")
+    ax.set_xlim(-0.2, last + 0.1)
+    ax.set_ylim(0, 100)
+    ax.set_xlabel("inner steps at test")
+    ax.set_ylabel("queries right, %")
+    ax.grid(alpha=0.25)
+    return ax
