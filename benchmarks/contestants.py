@@ -12,8 +12,9 @@ from torch import nn
 
 from maml_edu.data.sine import SineTasks
 from maml_edu.engine.compilation import compiled
-from maml_edu.meta_gradient import autograd_maml, fomaml, maml
+from maml_edu.meta_gradient import fomaml, maml
 from maml_edu.models import Model, conv4, cross_entropy, mlp, mse
+from maml_edu.reference import autograd_maml
 from maml_edu.tasks import TaskBatch
 
 

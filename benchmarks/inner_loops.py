@@ -43,7 +43,6 @@ K5 = dict(steps=5, alpha=0.01, iterations=1500, lr=3e-3, schedule="cosine", clip
 K10 = dict(steps=10, alpha=0.03, iterations=500, lr=3e-3)
 
 adam_1 = partial(adam_maml, epsilon=1.0)
-adam_1.__name__ = "adam_maml"
 
 
 def runs():
@@ -62,7 +61,7 @@ def runs():
         "adam_k5": (K5 | dict(method=adam_1, alpha=0.03), partial(adam_adapt, epsilon=1.0)),
         "maml_k10": (K10, None),
         "fomaml_k10": (K10 | dict(method=fomaml), None),
-        "truncated_k10": (K10 | dict(method=named(truncated_maml, keep=3)), None),
+        "truncated_k10": (K10 | dict(method=partial(truncated_maml, keep=3)), None),
         "clip_k10": (K10 | dict(clip=1.0), None),
         "outer_k10": (K10 | dict(lr=1e-3), None),
         "multistep_k10": (K10 | dict(multi_step=400), None),
@@ -70,12 +69,6 @@ def runs():
         "smaller_k10": (K10 | dict(alpha=0.01), None),
         "smaller_k20": (K10 | dict(alpha=0.015, steps=20), None),
     }
-
-
-def named(method, **settings):
-    function = partial(method, **settings)
-    function.__name__ = method.__name__
-    return function
 
 
 def main(name):

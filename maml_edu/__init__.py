@@ -10,7 +10,10 @@ __version__ = "0.1.0"
 
 _HOME = {
     "tasks": "TaskBatch check_batch",
-    "meta_gradient": "MetaGradient adapt autograd_maml fomaml hvp joint maml pull_back reptile",
+    "meta_gradient": "MetaGradient adapt fomaml maml pull_back",
+    "hessian_vector": "hvp",
+    "reference": "autograd_maml",
+    "baselines": "joint reptile",
     "models": "conv4 cross_entropy from_module mlp mse",
     "data.sine": "SineTasks",
     "data.drawn_glyphs": "glyphs",

@@ -1,34 +1,39 @@
-"""Step sizes α in their three forms: a number, a dict name → rate per parameter, a list of these per step."""
+"""The inner step size α in its three forms: a number, a dict with one for each parameter, a list of these per step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Rate = float | Tensor
-Alpha = Rate | dict[str, Rate] | list[Rate | dict[str, Rate]]
+from maml_edu.tasks import Params
+
+StepSize = float | Tensor
+Alpha = StepSize | dict[str, StepSize] | Sequence[StepSize | dict[str, StepSize]]
 
 
-def rates_per_step(alpha: Alpha, theta: dict[str, Tensor], steps: int, task_axis=False, detach=True) -> list[dict]:
-    """One dict name → rate per inner step, checked against theta (with task_axis: theta [T, …]).
+def alpha_per_step(
+    alpha: Alpha, theta: Params, steps: int, task_axis: bool = False, detach: bool = True
+) -> list[dict[str, StepSize]]:
+    """One dict name → step size per inner step, checked against theta (with task_axis: theta [T, …]).
 
-    Raises ValueError for steps that are no whole number, too few rates, unknown parameters or shapes that do not fit.
+    Raises ValueError for steps that are no whole number, too few entries, unknown parameters or shapes that do not fit.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise ValueError(f"steps={steps!r}; expected a whole number of inner steps, 0 or more")
     if isinstance(alpha, (list, tuple)):
         if len(alpha) < steps:
-            raise ValueError(f"alpha is a list of {len(alpha)} rates for {steps} steps; give one per step")
-        return [_rate(a, theta, task_axis, detach) for a in alpha[:steps]]
-    return [_rate(alpha, theta, task_axis, detach)] * steps
+            raise ValueError(f"alpha is a list of {len(alpha)} step sizes for {steps} steps; give one per step")
+        return [_per_parameter(a, theta, task_axis, detach) for a in alpha[:steps]]
+    return [_per_parameter(alpha, theta, task_axis, detach)] * steps
 
 
-def _rate(alpha, theta, task_axis, detach):
+def _per_parameter(alpha: Any, theta: Params, task_axis: bool, detach: bool) -> dict[str, StepSize]:
     if not isinstance(alpha, dict):
         if isinstance(alpha, Tensor) and alpha.dim() > 0:
             raise ValueError(
                 f"alpha is a tensor of shape {list(alpha.shape)}; expected a number, "
-                "a dict name → rate, or a list of these, one per step"
+                "a dict name → step size, or a list of these, one per step"
             )
         alpha = dict.fromkeys(theta, alpha)
     unknown, missing = set(alpha) - set(theta), set(theta) - set(alpha)
@@ -37,55 +42,76 @@ def _rate(alpha, theta, task_axis, detach):
             f"alpha must name each parameter once; unknown: {sorted(unknown) or 'none'}, "
             f"missing: {sorted(missing) or 'none'} (give 0 to freeze a parameter). Parameters: {list(theta)}"
         )
-    rates = {}
-    for name, rate in alpha.items():
-        if isinstance(rate, Tensor):
+    sizes: dict[str, StepSize] = {}
+    for name, a in alpha.items():
+        if isinstance(a, Tensor):
             shape = theta[name].shape[1:] if task_axis else theta[name].shape
             try:
-                fits = torch.broadcast_shapes(rate.shape, shape) == shape
+                fits = torch.broadcast_shapes(a.shape, shape) == shape
             except RuntimeError:
                 fits = False
             if not fits:
                 raise ValueError(
-                    f"alpha[{name!r}] has shape {list(rate.shape)}, which does not broadcast to the parameter's "
+                    f"alpha[{name!r}] has shape {list(a.shape)}, which does not broadcast to the parameter's "
                     f"{list(shape)}"
                 )
-            rates[name] = rate.detach().to(theta[name]) if detach else rate
+            sizes[name] = a.detach().to(theta[name]) if detach else a
         else:
-            rates[name] = float(rate)
-    return rates
+            sizes[name] = float(a)
+    return sizes
 
 
-def alpha_share(g: Tensor, v: Tensor, rate: Rate) -> Tensor:
-    """g∘v, summed over tasks and down to the shape of the rate: one step's share of −T times ∂/∂α."""
-    if isinstance(rate, Tensor) and rate.dim() > 0:
-        return (g * v).sum(0).sum_to_size(rate.shape)
-    return torch.dot(g.flatten(), v.flatten())
+def descend_one_step(params: Params, g: Params, alpha: dict[str, StepSize]) -> Params:
+    """θ − α∘g for every parameter, each in one operation."""
+    return {
+        name: torch.addcmul(p, g[name], a, value=-1)
+        if isinstance(a := alpha[name], Tensor)
+        else torch.sub(p, g[name], alpha=a)
+        for name, p in params.items()
+    }
 
 
-def alpha_gradient(alpha: Alpha, products: list[dict[str, Tensor]], tasks: int) -> Alpha:
-    """−Σ over what shares a rate (steps, parameters), in the form of alpha, mean over tasks."""
+def times(alpha: dict[str, StepSize], v: Params) -> Params:
+    """α∘v for every parameter."""
+    return {name: t * alpha[name] for name, t in v.items()}
+
+
+def alpha_share(g: Params, v: Params, alpha: dict[str, StepSize]) -> Params:
+    """g∘v of one step, summed over tasks and down to the shape of each step size: its share of −T times ∂/∂α."""
+    return {
+        name: (g[name] * v[name]).sum(0).sum_to_size(a.shape)
+        if isinstance(a, Tensor) and a.dim() > 0
+        else torch.dot(g[name].flatten(), v[name].flatten())
+        for name, a in alpha.items()
+    }
+
+
+def collect_alpha_gradient(alpha: Alpha, shares: Sequence[Params], tasks: int) -> Any:
+    """∂/∂α in the form of alpha, mean over tasks: −Σ over the steps and parameters that share a step size.
+
+    shares: what `alpha_share` gave for steps 0 … K−1.
+    """
     if isinstance(alpha, (list, tuple)):
-        unused = [map_alpha(lambda rate: torch.zeros_like(torch.as_tensor(rate)), a) for a in alpha[len(products) :]]
-        return [alpha_gradient(a, [product], tasks) for a, product in zip(alpha, products)] + unused
-    if not products:  # no steps: α has no influence
-        return map_alpha(lambda rate: torch.zeros_like(torch.as_tensor(rate)), alpha)
+        unused = [map_alpha(lambda a: torch.zeros_like(torch.as_tensor(a)), a) for a in alpha[len(shares) :]]
+        return [collect_alpha_gradient(a, [share], tasks) for a, share in zip(alpha, shares)] + unused
+    if not shares:  # no steps: α has no influence
+        return map_alpha(lambda a: torch.zeros_like(torch.as_tensor(a)), alpha)
     if isinstance(alpha, dict):
-        return {name: sum(product[name] for product in products) / -tasks for name in alpha}
-    return torch.stack([share for product in products for share in product.values()]).sum() / -tasks
+        return {name: sum(share[name] for share in shares) / -tasks for name in alpha}
+    return torch.stack([one for share in shares for one in share.values()]).sum() / -tasks
 
 
-def map_alpha(function: Callable, alpha: Alpha) -> Alpha:
-    """`function` of every rate in alpha, in the same form."""
+def map_alpha(function: Callable[[Any], Any], alpha: Alpha) -> Any:
+    """`function` of every step size in alpha, in the same form."""
     if isinstance(alpha, (list, tuple)):
         return [map_alpha(function, a) for a in alpha]
     if isinstance(alpha, dict):
-        return {name: function(rate) for name, rate in alpha.items()}
+        return {name: function(a) for name, a in alpha.items()}
     return function(alpha)
 
 
-def flat_rates(alpha: Alpha) -> list[Rate]:
-    """All rates of alpha, in a fixed order."""
-    rates: list[Rate] = []
-    map_alpha(rates.append, alpha)
-    return rates
+def flat_alpha(alpha: Alpha) -> list[Any]:
+    """All step sizes of alpha, in a fixed order."""
+    sizes: list[Any] = []
+    map_alpha(sizes.append, alpha)
+    return sizes

@@ -22,12 +22,37 @@ class TaskBatch(NamedTuple):
     query_x: Tensor
     query_y: Tensor
 
-    def to(self, device) -> "TaskBatch":
+    def to(self, device: torch.device | str) -> "TaskBatch":
         """The same batch on another device."""
         return TaskBatch(*(tensor.to(device) for tensor in self))
 
 
 Sampler = Callable[..., TaskBatch]  # sampler(tasks, generator=…) -> TaskBatch
+
+
+def expand_over_tasks(theta: Params, tasks: int) -> Params:
+    """θ with a task axis in front [T, …]: T views of the same numbers, on the graph of theta if it has one."""
+    return {name: p.expand(tasks, *p.shape) for name, p in theta.items()}
+
+
+def without_graph(params: Params) -> Params:
+    """The same numbers, on no graph."""
+    return {name: p.detach() for name, p in params.items()}
+
+
+def mean_over_tasks(v: Params) -> Params:
+    """The last step of every method: v_0 [T, …] of each task to one meta-gradient [ …]."""
+    return {name: t.mean(0) for name, t in v.items()}
+
+
+def plus(v: Params, w: Params | None) -> Params:
+    """v + w, or v itself where there is nothing to add."""
+    return v if w is None else {name: v[name] + w[name] for name in v}
+
+
+def all_examples(batch: TaskBatch) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of support ∪ query, [T, n + m, …] each."""
+    return torch.cat([batch.support_x, batch.query_x], 1), torch.cat([batch.support_y, batch.query_y], 1)
 
 
 def check_batch(batch: TaskBatch) -> None:

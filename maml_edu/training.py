@@ -23,9 +23,10 @@ from maml_edu.engine.checkpoint_files import (
     save_checkpoint,
     write_state,
 )
-from maml_edu.meta_gradient import MetaGradient, joint, maml
+from maml_edu.engine.methods import MetaGradientFunction, name_of, takes
+from maml_edu.meta_gradient import maml
 from maml_edu.models import Model
-from maml_edu.step_sizes import Alpha, flat_rates, map_alpha
+from maml_edu.step_sizes import Alpha, flat_alpha, map_alpha
 from maml_edu.tasks import Loss, Sampler, check_batch
 
 __all__ = ["Trained", "load_checkpoint", "save_checkpoint", "train"]
@@ -38,7 +39,7 @@ def train(
     model: Model,
     loss: Loss,
     sampler: Sampler,
-    method: Callable[..., MetaGradient] = maml,
+    method: MetaGradientFunction = maml,
     *,
     iterations: int = 1000,
     tasks: int = 25,
@@ -86,13 +87,13 @@ def train(
         raise ValueError(f"unknown schedule {schedule!r}; choose constant or cosine")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip={clip}; expected the largest norm of the meta-gradient, above 0, or None")
-    if multi_step and _name(method) not in ("maml", "fomaml"):
-        raise ValueError(f"{_name(method)} has no loss after every inner step; multi_step works with maml and fomaml")
+    if multi_step and not takes(method, "step_weights"):
+        raise ValueError(f"{name_of(method)} has no loss after every inner step; multi_step works with maml and fomaml")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     if learn_alpha and not isinstance(alpha, (dict, list, tuple)):
         alpha = [dict.fromkeys(model.theta, alpha) for _ in range(steps)]
     run = _Run(model, alpha, lr, schedule, learn_alpha, alpha_lr, clip, iterations)
-    settings = {"method": _name(method), "iterations": iterations, "tasks": tasks, "steps": steps, "lr": lr}
+    settings = {"method": name_of(method), "iterations": iterations, "tasks": tasks, "steps": steps, "lr": lr}
     settings |= {"schedule": schedule, "learn_alpha": learn_alpha, "alpha_lr": alpha_lr, "multi_step": multi_step}
     settings |= {"clip": clip, **(about or {})}
     path = Path(checkpoint) if checkpoint is not None else None
@@ -170,13 +171,7 @@ def train(
     return run.so_far()
 
 
-def _name(method):
-    return getattr(method, "__name__", str(method))
-
-
 def _meta_gradient(method, loss, run, batch, steps, weights):
-    if _name(method) == joint.__name__:
-        return method(loss, run.theta, batch)
     more = {} if weights is None else {"step_weights": weights.to(batch.support_x)}
     return method(loss, run.theta, batch, run.alpha, steps, **more)
 
@@ -220,7 +215,7 @@ class _Run:
         if learn_alpha:
             alpha = map_alpha(lambda rate: torch.as_tensor(rate, dtype=like.dtype, device=like.device).clone(), alpha)
         self.alpha = alpha
-        self.rates = flat_rates(alpha) if learn_alpha else []
+        self.rates = flat_alpha(alpha) if learn_alpha else []
         groups = [{"params": list(self.theta.values()), "lr": lr}]
         if self.rates:
             groups.append({"params": self.rates, "lr": alpha_lr})
@@ -280,7 +275,7 @@ class _Run:
                 )
         for name, p in self.theta.items():
             p.copy_(state["theta"][name])
-        for rate, stored in zip(self.rates, flat_rates(state["alpha"])):
+        for rate, stored in zip(self.rates, flat_alpha(state["alpha"])):
             rate.copy_(stored)
         self.adam.load_state_dict(state["adam"])
         generator.set_state(state["generator"])
@@ -329,5 +324,5 @@ class _Interrupt:
 
 def _alpha_gradient(result, method):
     if result.alpha_gradient is None:
-        raise ValueError(f"{_name(method)} gives no gradient for α; learn_alpha works with maml and fomaml")
-    return flat_rates(result.alpha_gradient)
+        raise ValueError(f"{name_of(method)} gives no gradient for α; learn_alpha works with maml and fomaml")
+    return flat_alpha(result.alpha_gradient)

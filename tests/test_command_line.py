@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from maml_edu.__main__ import main
+from maml_edu.engine.methods import name_of
 from maml_edu.experiments import runner as runs
 from maml_edu.training import load_checkpoint
 
@@ -126,7 +127,7 @@ class Interrupted:
     """A method that is interrupted at its eighth call."""
 
     def __init__(self, method):
-        self.method, self.calls, self.__name__ = method, 0, method.__name__
+        self.method, self.calls, self.name = method, 0, name_of(method)
 
     def __call__(self, *args):
         self.calls += 1

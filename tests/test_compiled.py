@@ -8,8 +8,10 @@ import torch
 from support.problems import PROBLEMS, relative, tanh_mlp
 
 import maml_edu.engine.compilation as module
+from maml_edu.baselines import joint, reptile
 from maml_edu.engine.compilation import compiled
-from maml_edu.meta_gradient import fomaml, joint, maml, reptile
+from maml_edu.engine.methods import name_of, takes
+from maml_edu.meta_gradient import fomaml, maml
 from maml_edu.models import mlp, mse
 
 
@@ -83,7 +85,7 @@ def test_without_a_compiler_it_runs_uncompiled_and_says_so_once(monkeypatch, rec
 def test_wrong_arguments_raise_as_without_compiling(traced):
     """A mistake in the call is not a failure of the compiler."""
     problem = tanh_mlp()
-    with warnings.catch_warnings(), pytest.raises(ValueError, match="list of 1 rates for 2 steps"):
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="list of 1 step sizes for 2 steps"):
         warnings.simplefilter("error")
         compiled(maml)(problem.loss, problem.theta, problem.batch, [0.1], 2)
 
@@ -96,4 +98,4 @@ def test_thin_products(shapes):
 
 
 def test_the_name_stays_so_that_a_run_can_be_resumed_either_way():
-    assert compiled(maml).__name__ == "maml"
+    assert name_of(compiled(maml)) == name_of(maml) == "maml" and takes(compiled(maml), "step_weights")

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from support.problems import PROBLEMS, Problem, relative, tanh_mlp
 
+from maml_edu.baselines import joint, reptile
 from maml_edu.data.sine import SineTasks
 from maml_edu.engine.counters import LiveBytes
-from maml_edu.meta_gradient import autograd_maml, fomaml, joint, maml, reptile
+from maml_edu.meta_gradient import fomaml, maml
 from maml_edu.models import conv4, cross_entropy, mlp, mse
+from maml_edu.reference import autograd_maml
 from maml_edu.tasks import TaskBatch
 
 # --------------------------------------------------------------------------------------------------
@@ -35,7 +37,7 @@ def loss_calls(method, problem, *arguments, **options):
 def test_no_loop_over_tasks(name):
     few, many = PROBLEMS[name](tasks=2), PROBLEMS[name](tasks=64)
     for how in ("double-backward", "forward-over-reverse", "finite-difference"):
-        assert loss_calls(maml, few, 0.1, 3, hvp=how) == loss_calls(maml, many, 0.1, 3, hvp=how)
+        assert loss_calls(maml, few, 0.1, 3, route=how) == loss_calls(maml, many, 0.1, 3, route=how)
     for method in (fomaml, reptile):
         assert loss_calls(method, few, 0.1, 3) == loss_calls(method, many, 0.1, 3)
     assert loss_calls(joint, few) == loss_calls(joint, many)
@@ -45,7 +47,7 @@ def test_no_loop_over_tasks(name):
 def test_nothing_is_computed_twice_without_need(steps):
     """K steps down, one query, and on the way back every step again but the last, whose graph was kept."""
     assert loss_calls(maml, tanh_mlp(), 0.1, steps) == steps + 1 + (steps - 1)
-    assert loss_calls(maml, tanh_mlp(), 0.1, steps, hvp="forward-over-reverse") == steps + 1 + steps
+    assert loss_calls(maml, tanh_mlp(), 0.1, steps, route="forward-over-reverse") == steps + 1 + steps
     assert loss_calls(fomaml, tanh_mlp(), 0.1, steps) == steps + 1
 
 
@@ -103,7 +105,7 @@ def test_memory_grows_by_the_stored_parameters_only(make):
 
 @pytest.mark.parametrize("how", ["forward-over-reverse", "finite-difference"])
 def test_memory_of_the_other_routes(how):
-    assert growth(maml, wide_sines(), hvp=how) <= 2
+    assert growth(maml, wide_sines(), route=how) <= 2
 
 
 @pytest.mark.parametrize("method", [fomaml, reptile])

@@ -5,7 +5,8 @@ import torch
 from support.problems import PROBLEMS, random_like, tanh_mlp
 
 from maml_edu.electives.curvature import extreme_curvatures
-from maml_edu.meta_gradient import at_every_task, hvp
+from maml_edu.hessian_vector import hvp
+from maml_edu.tasks import expand_over_tasks
 
 
 def whole_hessian(problem, params):
@@ -22,7 +23,7 @@ def whole_hessian(problem, params):
 @pytest.mark.parametrize("name", ["mlp", "module"])
 def test_curvatures_are_the_ends_of_the_spectrum(name):
     problem = PROBLEMS[name]()
-    params = at_every_task(problem.theta, problem.batch.support_x.shape[0])
+    params = expand_over_tasks(problem.theta, problem.batch.support_x.shape[0])
     params = {n: p + 0.3 * d for (n, p), d in zip(params.items(), random_like(params).values())}  # tasks differ
     exact = torch.linalg.eigvalsh(whole_hessian(problem, params))
     assert exact.shape[1] > 20 and exact[:, 0].max() < 0 < exact[:, -1].min()
@@ -32,7 +33,7 @@ def test_curvatures_are_the_ends_of_the_spectrum(name):
 
 def test_few_iterations_stay_inside_and_come_close():
     problem = tanh_mlp()
-    params = at_every_task(problem.theta, 3)
+    params = expand_over_tasks(problem.theta, 3)
     exact = torch.linalg.eigvalsh(whole_hessian(problem, params))
     lowest, highest = extreme_curvatures(problem.loss, params, *problem.batch[:2], iterations=15)
     assert (lowest >= exact[:, 0] - 1e-9).all() and (highest <= exact[:, -1] + 1e-9).all()
@@ -53,7 +54,7 @@ def test_an_exhausted_basis_adds_no_eigenvalue():
 
 def test_a_task_that_diverged_gets_nan_and_leaves_the_others_alone():
     problem = tanh_mlp()
-    params = at_every_task(problem.theta, 3)
+    params = expand_over_tasks(problem.theta, 3)
     alone = extreme_curvatures(problem.loss, params, *problem.batch[:2])
     broken = {n: torch.cat([torch.full_like(p[:1], torch.nan), p[1:]]) for n, p in params.items()}
     for found, expected in zip(extreme_curvatures(problem.loss, broken, *problem.batch[:2]), alone):

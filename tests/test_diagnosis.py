@@ -10,9 +10,12 @@ import nbformat
 import pytest
 import torch
 
+from maml_edu.baselines import joint, reptile
 from maml_edu.diagnosis.training_steps import from_training_step
 from maml_edu.diagnosis.verdicts import VERDICTS, diagnose
-from maml_edu.meta_gradient import adapt, autograd_maml, fomaml, hvp, joint, maml, reptile
+from maml_edu.hessian_vector import hvp
+from maml_edu.meta_gradient import adapt, fomaml, maml
+from maml_edu.reference import autograd_maml
 from maml_edu.tasks import TaskBatch
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "06_is_it_really_maml.ipynb"
@@ -181,7 +184,7 @@ def divides_by_zero(loss, theta, batch, alpha, steps):
 CASES = {
     "maml": (maml, "exact", ""),
     "autograd_maml": (autograd_maml, "exact", ""),
-    "finite differences": (lambda *a: maml(*a, hvp="finite-difference"), "exact", ""),
+    "finite differences": (lambda *a: maml(*a, route="finite-difference"), "exact", ""),
     "fomaml": (fomaml, "first-order", "create_graph"),
     "reptile": (reptile, "reptile", "support and query"),
     "joint": (lambda loss, theta, batch, alpha, steps: joint(loss, theta, batch), "joint", "without adaptation"),

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from maml_edu.diagnosis.verdicts import diagnose
-from maml_edu.meta_gradient import adapt, autograd_maml, hvp
+from maml_edu.hessian_vector import hvp
+from maml_edu.meta_gradient import adapt
 from maml_edu.models import mlp, mse
+from maml_edu.reference import autograd_maml
 from maml_edu.tasks import TaskBatch
 
 RIGHT = {

@@ -8,7 +8,13 @@ from support.problems import flat, relative, small_conv4, tanh_mlp
 
 from maml_edu.data.omniglot_files import Characters
 from maml_edu.data.sine import SineTasks
-from maml_edu.electives.conditioned_starts import Family, adapt_from, autograd_maml_from, everywhere, maml_from
+from maml_edu.electives.conditioned_starts import (
+    ConditionedModel,
+    adapt_from,
+    autograd_maml_from,
+    everywhere,
+    maml_from,
+)
 from maml_edu.electives.hypernetworks import hypernetwork
 from maml_edu.electives.neural_processes import (
     gaussian,
@@ -38,7 +44,7 @@ CONV = double(conv4, 3, 2, 8)
 NET = double(mlp, (64, 5, 3), activation="tanh")  # reads the pixels of the same pictures
 PROCESS = double(neural_process, (1, 5, 4, 2), features=3, activation="tanh")
 FAMILIES = {
-    "maml": Family(CONV, everywhere),
+    "maml": ConditionedModel(CONV, everywhere),
     "prototypes": prototypical(CONV, 3),
     "hypernetwork": hypernetwork(CONV, 3, 4, seed(1)),
     "process classifier": neural_process_classifier(CONV, 3, 4, 3, seed(1)),

@@ -15,8 +15,11 @@ from support.problems import (
 )
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from maml_edu.meta_gradient import adapt, autograd_maml, fomaml, hvp, joint, maml
+from maml_edu.baselines import joint
+from maml_edu.hessian_vector import hvp
+from maml_edu.meta_gradient import adapt, fomaml, maml
 from maml_edu.models import from_module, mlp, mse
+from maml_edu.reference import autograd_maml
 from maml_edu.tasks import TaskBatch
 
 
@@ -83,7 +86,7 @@ def test_unused_and_linear_parameters_have_zero_products(how):
     found = hvp(loss, params, x, x, {n: torch.ones(2, 2, dtype=torch.float64) for n in theta}, how)
     for n, expected in {"u": [0.0, 0.0], "b": [0.0, 0.0], "w": [2.0, 0.0]}.items():
         assert torch.allclose(found[n], torch.tensor(expected, dtype=torch.float64).expand(2, 2))
-    found = maml(loss, theta, TaskBatch(x, x, x, x), 0.1, 2, hvp=how).gradient
+    found = maml(loss, theta, TaskBatch(x, x, x, x), 0.1, 2, route=how).gradient
     for n, expected in {"u": [0.0, 0.0], "b": [1.0, 1.0], "w": [4 * 0.8**4, 0.0]}.items():
         assert torch.allclose(found[n], torch.tensor(expected, dtype=torch.float64))
 
@@ -99,7 +102,7 @@ def test_loss_without_curvature(how, used):
 
     theta = {"w": torch.ones(1, dtype=torch.float64)}
     batch = TaskBatch(x, x, x, x)
-    found = maml(loss, theta, batch, 0.1, 2, hvp=how)
+    found = maml(loss, theta, batch, 0.1, 2, route=how)
     expected = x[:, 0].mean(0) if used else torch.zeros(1, dtype=torch.float64)
     assert torch.allclose(found.gradient["w"], expected)
     assert torch.allclose(fomaml(loss, theta, batch, 0.1, 2).gradient["w"], expected)
@@ -114,7 +117,7 @@ def test_operation_without_second_derivative_is_named():
     with pytest.raises(RuntimeError, match=r'no second derivative in PyTorch .*cdist.*"finite-difference"'):
         maml(loss, theta, TaskBatch(x, x, x, x), 0.1)
     # cdist² is a quadratic of curvature 2·3/6 in every row
-    found = maml(loss, theta, TaskBatch(x, x, x, x), 0.1, hvp="finite-difference").gradient["w"]
+    found = maml(loss, theta, TaskBatch(x, x, x, x), 0.1, route="finite-difference").gradient["w"]
     assert torch.allclose(found, 0.9**2 * joint(loss, theta, TaskBatch(x, x, x, x)).gradient["w"], rtol=1e-6)
 
 
@@ -129,7 +132,7 @@ def test_attention_needs_its_plain_implementation():
         maml(*problem, 0.1)
     with sdpa_kernel(SDPBackend.MATH):
         exact = maml(*problem, 0.1).gradient
-    assert relative(maml(*problem, 0.1, hvp="finite-difference").gradient, exact) < 1e-6
+    assert relative(maml(*problem, 0.1, route="finite-difference").gradient, exact) < 1e-6
 
 
 def test_the_kink_of_a_relu_is_no_obstacle_to_double_backward():

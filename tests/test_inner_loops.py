@@ -24,9 +24,10 @@ from maml_edu.electives.inner_optimizers import (
     way_back,
 )
 from maml_edu.evaluation import evaluate
-from maml_edu.meta_gradient import adapt, fomaml, maml, value_and_gradient
+from maml_edu.hessian_vector import value_and_gradient
+from maml_edu.meta_gradient import adapt, fomaml, maml
 from maml_edu.models import mlp, mse
-from maml_edu.step_sizes import flat_rates
+from maml_edu.step_sizes import flat_alpha
 from maml_edu.training import train
 
 METHODS = {"momentum": momentum_maml, "adam": adam_maml}
@@ -110,7 +111,7 @@ def test_a_list_of_rates_has_a_derivative_per_step(method):
         for sign in (1, -1):
             moved = [*alpha[:j], {n: a + sign * 1e-6 for n, a in alpha[j].items()}, *alpha[j + 1 :]]
             values.append(METHODS[method](*problem, moved, 3).query_loss.mean().item())
-        assert sum(flat_rates(found.alpha_gradient[j])).item() == pytest.approx(
+        assert sum(flat_alpha(found.alpha_gradient[j])).item() == pytest.approx(
             (values[0] - values[1]) / 2e-6, rel=1e-5
         )
 
@@ -198,7 +199,7 @@ def test_it_trains_and_learns_its_rates(method):
     trained = train(model, loss, sines, METHODS[method], **settings)
     history = trained.history["query_loss"]
     assert history[-10:].mean() < 0.8 * history[:10].mean()
-    assert any(rate != 0.02 for rate in flat_rates(trained.alpha))
+    assert any(rate != 0.02 for rate in flat_alpha(trained.alpha))
     after = model._replace(theta=trained.theta)
     scores = evaluate(after, loss, sines, trained.alpha, 2, 50, adapt=ADAPT[method])
     assert scores[2].median < scores[0].median

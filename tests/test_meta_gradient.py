@@ -17,7 +17,10 @@ from support.problems import (
     varied_alpha,
 )
 
-from maml_edu.meta_gradient import adapt, autograd_maml, fomaml, hvp, joint, maml, pull_back, reptile
+from maml_edu.baselines import joint, reptile
+from maml_edu.hessian_vector import hvp
+from maml_edu.meta_gradient import adapt, fomaml, maml, pull_back
+from maml_edu.reference import autograd_maml
 from maml_edu.tasks import TaskBatch
 
 
@@ -38,7 +41,7 @@ def problem(name):
 @pytest.mark.parametrize("how", ROUTES)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
 def test_recursion_equals_automatic_differentiation(name, problem, steps, how):
-    found = maml(*problem, ALPHA[name], steps, hvp=how)
+    found = maml(*problem, ALPHA[name], steps, route=how)
     expected = autograd_maml(*problem, ALPHA[name], steps)
     assert relative(found.gradient, expected.gradient) < ROUTES[how]
     assert torch.allclose(found.query_loss, expected.query_loss, rtol=1e-12)
@@ -346,7 +349,7 @@ def test_impossible_step_sizes_are_refused(method, alpha, steps, message):
 def test_lists_must_reach_to_the_last_step():
     problem = tanh_mlp()
     for method in (maml, fomaml, autograd_maml):
-        with pytest.raises(ValueError, match="list of 2 rates for 3 steps; give one per step"):
+        with pytest.raises(ValueError, match="list of 2 step sizes for 3 steps; give one per step"):
             method(*problem, [0.1, 0.1], 3)
     with pytest.raises(ValueError, match="not a list per step"):
         reptile(*problem, [0.1] * 5)
@@ -372,6 +375,6 @@ def test_unknown_route_is_refused_before_any_work():
 
     problem = tanh_mlp()._replace(loss=loss)
     with pytest.raises(ValueError, match="unknown Hessian-vector product 'reverse'; choose one of double-"):
-        maml(*problem, 0.1, hvp="reverse")
+        maml(*problem, 0.1, route="reverse")
     with pytest.raises(ValueError, match="unknown Hessian-vector product"):
-        hvp(loss, problem.theta, *problem.batch[:2], problem.theta, how="reverse")
+        hvp(loss, problem.theta, *problem.batch[:2], problem.theta, route="reverse")

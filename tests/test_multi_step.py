@@ -4,7 +4,8 @@ import pytest
 import torch
 from support.problems import ALPHA, PROBLEMS, flat, relative
 
-from maml_edu.meta_gradient import adapt, autograd_maml, fomaml, maml
+from maml_edu.meta_gradient import adapt, fomaml, maml
+from maml_edu.reference import autograd_maml
 
 each_problem = pytest.mark.parametrize("name", PROBLEMS)
 

@@ -19,7 +19,9 @@ from maml_edu.electives.policy_gradient import (
     reinforce,
     returns_to_go,
 )
-from maml_edu.meta_gradient import autograd_maml, descend, fomaml, hvp, maml, value_and_gradient
+from maml_edu.hessian_vector import hvp, value_and_gradient
+from maml_edu.meta_gradient import descend, fomaml, maml
+from maml_edu.reference import autograd_maml
 from maml_edu.tasks import TaskBatch
 
 F64 = torch.float64

@@ -16,9 +16,10 @@ from maml_edu.electives.feature_reuse import (
     nil_accuracy,
     nil_votes,
 )
-from maml_edu.meta_gradient import adapt, at_every_task, autograd_maml, fomaml, maml
+from maml_edu.meta_gradient import adapt, fomaml, maml
 from maml_edu.models import conv4, cross_entropy, from_module, mlp, mse
-from maml_edu.tasks import TaskBatch
+from maml_edu.reference import autograd_maml
+from maml_edu.tasks import TaskBatch, expand_over_tasks
 from maml_edu.training import train
 
 
@@ -100,7 +101,7 @@ def test_layers_end_in_the_output_of_the_model(name):
 def test_features_of_a_module():
     module = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     model, x = from_module(module), draw(2, 5, 2)
-    found = features(model.apply, at_every_task(model.theta, 2), x)
+    found = features(model.apply, expand_over_tasks(model.theta, 2), x)
     assert torch.allclose(found, module[:2](x))
 
 

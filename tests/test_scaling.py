@@ -9,9 +9,11 @@ from support.problems import ALPHA, PROBLEMS, relative, tanh_mlp, varied_alpha
 from maml_edu.electives import cost_model as cost
 from maml_edu.electives.gradient_checkpointing import maml_checkpointed, vectors_stored
 from maml_edu.engine.counters import count_flops, count_operations, peak_bytes
-from maml_edu.meta_gradient import at_every_task, autograd_maml, fomaml, hvp, maml, value_and_gradient
+from maml_edu.hessian_vector import hvp, value_and_gradient
+from maml_edu.meta_gradient import fomaml, maml
 from maml_edu.models import conv4, cross_entropy, mlp, mse
-from maml_edu.tasks import TaskBatch
+from maml_edu.reference import autograd_maml
+from maml_edu.tasks import TaskBatch, expand_over_tasks
 
 METHODS = {"maml": maml, "fomaml": fomaml, "unrolled": autograd_maml, "checkpointed": maml_checkpointed}
 
@@ -100,7 +102,7 @@ def test_bad_spacing_is_refused(every):
 def test_flops_of_the_parts_are_exact(make):
     """One task: PyTorch's counter takes grouped weight gradients for T times what they are."""
     net, loss, theta, batch = make(1, 5)
-    everywhere, x, y = at_every_task(theta, 1), batch.support_x, batch.support_y
+    everywhere, x, y = expand_over_tasks(theta, 1), batch.support_x, batch.support_y
     assert cost.forward_flops(net, 1, 5) == count_flops(lambda: loss(everywhere, x, y))
     assert cost.gradient_flops(net, 1, 5) == count_flops(lambda: value_and_gradient(loss, everywhere, x, y))
     assert cost.hvp_flops(net, 1, 5) == count_flops(lambda: hvp(loss, everywhere, x, y, everywhere))
@@ -143,7 +145,7 @@ def test_grouped_weight_gradients_are_overcounted_by_torch():
     """If this fails, PyTorch has mended its counter: drop the advice to count with one task."""
     net, loss, theta, batch = pictures(3, 5)
     assert count_flops(
-        lambda: value_and_gradient(loss, at_every_task(theta, 3), *batch[:2])
+        lambda: value_and_gradient(loss, expand_over_tasks(theta, 3), *batch[:2])
     ) > 1.5 * cost.gradient_flops(net, 3, 5)
 
 

@@ -8,8 +8,9 @@ import torch
 from support.problems import flat, relative, sines
 from support.short_runs import assert_same, rates_of, run, small
 
+from maml_edu.baselines import joint, reptile
 from maml_edu.data.sine import SineTasks
-from maml_edu.meta_gradient import MetaGradient, fomaml, joint, maml, reptile
+from maml_edu.meta_gradient import MetaGradient, fomaml, maml
 from maml_edu.models import mlp, mse
 from maml_edu.tasks import TaskBatch
 from maml_edu.training import load_checkpoint, train
@@ -109,7 +110,6 @@ def test_multi_step_weights_move_linearly_to_the_last_step(method):
         seen.append(None if step_weights is None else step_weights.tolist())
         return method(loss, theta, batch, alpha, steps, step_weights=step_weights)
 
-    watched.__name__ = method.__name__
     trained = run(method=watched, steps=4, alpha=0.05, multi_step=10, iterations=12)
     assert seen[0] == pytest.approx([0.25] * 4) and seen[5] == pytest.approx([0.125] * 3 + [0.625])
     assert seen[10:] == [None, None] and all(sum(w) == pytest.approx(1) for w in seen[:10])
@@ -313,7 +313,7 @@ def test_a_step_size_that_is_far_too_large_returns_finite_parameters():
         (dict(clip=0.0), "clip=0.0; expected the largest norm"),
         (dict(method=reptile, multi_step=5, steps=2), "reptile has no loss after every inner step"),
         (dict(method=joint, learn_alpha=True), "joint gives no gradient for α; learn_alpha works with maml and fomaml"),
-        (dict(alpha=[0.1], steps=2), "list of 1 rates for 2 steps"),
+        (dict(alpha=[0.1], steps=2), "list of 1 step sizes for 2 steps"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

@@ -10,7 +10,8 @@ import torch
 from maml_edu.diagnosis.checked_call import Complaint, Diagnosis, call
 from maml_edu.diagnosis.explanation import TOLERANCE, distance, exact_gradient, mean_gradient
 from maml_edu.diagnosis.known_mistakes import gradient
-from maml_edu.meta_gradient import adapt, hvp, maml
+from maml_edu.hessian_vector import hvp
+from maml_edu.meta_gradient import adapt, maml
 
 
 def deaf(function, problem):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from maml_edu.meta_gradient import adapt, hvp
+from maml_edu.hessian_vector import hvp
+from maml_edu.meta_gradient import adapt
 from maml_edu.models import mlp, mse
 from maml_edu.tasks import Loss, Params, TaskBatch
 

@@ -1,4 +1,4 @@
-"""A start computed from the support set, then K gradient steps: what the families of meta-learning have in common.
+"""A start computed from the support set, then K gradient steps: what prototypes, hypernetworks and MAML share.
 
     forward     φ_0 = s(θ; support),  θ_{j+1} = θ_j − α∘∇L_s(θ_j) from θ_0 = φ_0,  φ = θ_K
     backward    v = ∇L_q(φ),  v ← v − H_j(α∘v),  j = K−1 … 0,  and at last  v ← (∂s/∂θ)ᵀ v
@@ -8,21 +8,23 @@ MAML's start ignores the support set (`everywhere`). With K = 0 the start does a
 generates the initial parameters (`hypernetwork`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from maml_edu.meta_gradient import MetaGradient, descend, pull_back, value_and_gradient
+from maml_edu.engine.methods import Method, name_of
+from maml_edu.hessian_vector import value_and_gradient
+from maml_edu.meta_gradient import MetaGradient, descend, pull_back
 from maml_edu.models import Model
-from maml_edu.step_sizes import Alpha, flat_rates, map_alpha, rates_per_step
-from maml_edu.tasks import Loss, Params, TaskBatch
+from maml_edu.reference import Start, autograd_maml
+from maml_edu.step_sizes import Alpha
+from maml_edu.tasks import Loss, Params, TaskBatch, expand_over_tasks
 
-Start = Callable[[Params, Tensor, Tensor], Params]  # (theta, support x [T, n, …], support y) -> φ_0, tensors [T, …]
 
-
-class Family(NamedTuple):
+class ConditionedModel(NamedTuple):
     """model: θ, what is meta-learned, and `apply` of the adapted parameters φ. start(theta, x, y) -> φ_0.
 
     The names of φ_0 may differ from those of θ: a start may add a head, and keep to itself what only it uses.
@@ -34,7 +36,7 @@ class Family(NamedTuple):
 
 def everywhere(theta: Params, x: Tensor, y: Tensor) -> Params:
     """MAML's start: θ for every task, whatever its support set. A dict of [T, …], with graph."""
-    return {name: p.expand(x.shape[0], *p.shape) for name, p in theta.items()}
+    return expand_over_tasks(theta, len(x))
 
 
 # ---------------------------------------------------------------- forward
@@ -69,7 +71,7 @@ def pull_back_start(phi_0: Params, theta: Params, v: Params) -> Params:
     return {name: g / tasks for name, g in zip(theta, total)}
 
 
-def maml_from(start: Start) -> Callable[..., MetaGradient]:
+def maml_from(start: Start) -> Method:
     """The exact meta-gradient with φ_0 = start(theta, support) in place of θ, as a method for `train`.
 
     method(loss, theta, batch, alpha, steps) -> MetaGradient; alpha names the parameters of φ_0. The graph of the start
@@ -89,37 +91,12 @@ def maml_from(start: Start) -> Callable[..., MetaGradient]:
         v, alpha_gradient = pull_back(loss, path, x, y, alpha, v)
         return MetaGradient(pull_back_start(phi_0, leaf, v), query_loss, path[-1], alpha_gradient)
 
-    method.__name__ = f"maml_from_{getattr(start, '__name__', 'start')}"
-    return method
+    return Method(f"maml from {name_of(start)}", method)
 
 
-def autograd_maml_from(start: Start) -> Callable[..., MetaGradient]:
+def autograd_maml_from(start: Start) -> Method:
     """The same by automatic differentiation through start and K unrolled steps: the reference to check against."""
-
-    def method(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 1) -> MetaGradient:
-        leaf = {name: p.detach().clone().requires_grad_() for name, p in theta.items()}
-        like = next(iter(leaf.values()))
-        alpha = map_alpha(lambda r: torch.as_tensor(r, dtype=like.dtype).detach().clone().requires_grad_(), alpha)
-        phi = _checked(start(leaf, batch.support_x, batch.support_y), batch.support_x)
-        # Nodes of their own: one part of φ_0 may be computed from another (a head from a body), and the inner gradient
-        # is the partial one, with every part of φ a variable.
-        phi = {name: p.view_as(p) for name, p in phi.items()}
-        for rate in rates_per_step(alpha, phi, steps, task_axis=True, detach=False):
-            value = loss(phi, batch.support_x, batch.support_y).sum()
-            g = torch.autograd.grad(value, list(phi.values()), create_graph=True, materialize_grads=True)
-            phi = {name: p - rate[name] * gradient for (name, p), gradient in zip(phi.items(), g)}
-        query_loss = loss(phi, batch.query_x, batch.query_y)
-        inputs = [*leaf.values(), *flat_rates(alpha)]
-        gradient = torch.autograd.grad(query_loss.mean(), inputs, materialize_grads=True)
-        of_alpha = iter(gradient[len(leaf) :])
-        return MetaGradient(
-            dict(zip(leaf, gradient)),
-            query_loss.detach(),
-            {name: p.detach() for name, p in phi.items()},
-            map_alpha(lambda rate: next(of_alpha), alpha),
-        )
-
-    return method
+    return Method(f"autograd_maml from {name_of(start)}", functools.partial(autograd_maml, start=start))
 
 
 def _checked(phi_0, x):

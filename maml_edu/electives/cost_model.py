@@ -141,7 +141,7 @@ def meta_gradient_bytes(
     if method == "checkpointed":
         stored, in_a_row = vectors_stored(steps, every), min(every or 2, steps)
     # `maml` keeps its last gradient to the end; where only one step is pulled back at a time, v has no predecessors yet
-    more = -2 if in_a_row == 1 else 1 if method == "maml" else 0
+    more = -1 if in_a_row == 1 else 1 if method == "maml" else 0
     return (stored + more) * theta + sets(net.held.product)
 
 

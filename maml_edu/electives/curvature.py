@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from maml_edu.meta_gradient import hvp
+from maml_edu.hessian_vector import hvp
 from maml_edu.tasks import Loss, Params
 
 

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maml_edu.meta_gradient import MetaGradient, at_every_task, descend, mean_over_tasks, pull_back, value_and_gradient
+from maml_edu.hessian_vector import value_and_gradient
+from maml_edu.meta_gradient import MetaGradient, descend, pull_back
 from maml_edu.models.fast_layers import batch_norm_relu, conv
-from maml_edu.step_sizes import Alpha, rates_per_step
-from maml_edu.tasks import Loss, Params, TaskBatch
+from maml_edu.step_sizes import Alpha, alpha_per_step
+from maml_edu.tasks import Loss, Params, TaskBatch, expand_over_tasks, mean_over_tasks
 
 Apply = Callable[[Params, Tensor], Tensor]
 
@@ -115,9 +116,9 @@ def anil(apply: Apply, make_loss: Callable[[Apply], Loss]) -> Callable[..., Meta
         head, tasks = head_names(theta), batch.support_x.shape[0]
         if head[0] != "head.weight" and head[0] != f"w{len(theta) // 2}":
             raise ValueError(f"anil knows the heads of mlp and conv4, not {head[0]!r}; use maml with freeze(…) rates")
-        rates = [{**{name: r[name] for name in head}, FEATURES: 0.0} for r in rates_per_step(alpha, theta, steps)]
+        rates = [{**{name: r[name] for name in head}, FEATURES: 0.0} for r in alpha_per_step(alpha, theta, steps)]
         leaf = {name: theta[name].detach().requires_grad_() for name in body_names(theta)}
-        start = at_every_task({name: theta[name] for name in head}, tasks)
+        start = expand_over_tasks({name: theta[name] for name in head}, tasks)
         with torch.enable_grad():
             params = {name: p.expand(tasks, *p.shape) for name, p in leaf.items()} | start
             support, query = (features(apply, params, x) for x in (batch.support_x, batch.query_x))
@@ -179,7 +180,7 @@ def nil_votes(support: Tensor, labels: Tensor, query: Tensor, ways: int) -> Tens
 
 def nil_accuracy(apply: Apply, theta: Params, batch: TaskBatch, ways: int) -> Tensor:
     """The fraction of queries [T] that `nil_votes` on the features at θ gets right: no head, no adaptation."""
-    params = at_every_task(theta, batch.support_x.shape[0])
+    params = expand_over_tasks(theta, batch.support_x.shape[0])
     with torch.no_grad():
         support, query = (features(apply, params, x) for x in (batch.support_x, batch.query_x))
         votes = nil_votes(support, batch.support_y, query, ways)

@@ -7,11 +7,10 @@ Source of the idea: Griewank (1992), Optimization Methods and Software 1; for de
 
 import math
 
-from maml_edu.meta_gradient import MetaGradient, at_every_task, descend, mean_over_tasks, pull_back
-from maml_edu.meta_gradient import value_and_gradient as value_and_gradient_of
-from maml_edu.step_sizes import Alpha, rates_per_step
-from maml_edu.step_sizes import alpha_gradient as gradient_of_alpha
-from maml_edu.tasks import Loss, Params, TaskBatch
+from maml_edu.hessian_vector import value_and_gradient
+from maml_edu.meta_gradient import MetaGradient, descend, pull_back
+from maml_edu.step_sizes import Alpha, alpha_per_step, collect_alpha_gradient
+from maml_edu.tasks import Loss, Params, TaskBatch, expand_over_tasks, mean_over_tasks
 
 
 def maml_checkpointed(
@@ -22,18 +21,18 @@ def maml_checkpointed(
     every: how many inner steps lie between two stored θ_j; None takes √steps, rounded up, which stores fewest. every =
     steps stores as much as `maml`. Raises ValueError for every < 1, and for what `maml` refuses.
     """
-    rates, every = rates_per_step(alpha, theta, steps), _spacing(steps, every)
+    rates, every = alpha_per_step(alpha, theta, steps), _spacing(steps, every)
     x, y = batch.support_x, batch.support_y
 
     # forward: adapt. kept: θ_0, θ_every, θ_2·every, …; of the last segment, which comes first on the way back, all.
-    kept, segment = [at_every_task(theta, x.shape[0])], None
+    kept, segment = [expand_over_tasks(theta, x.shape[0])], None
     starts = range(0, steps, every)
     for a in starts:
         segment = None  # freed before the next one is made
         segment = descend(loss, kept[-1], x, y, rates[a : a + every], len(rates[a : a + every]))
         kept.append(segment[-1])
     phi = kept[-1]
-    query_loss, v = value_and_gradient_of(loss, phi, batch.query_x, batch.query_y)
+    query_loss, v = value_and_gradient(loss, phi, batch.query_x, batch.query_y)
 
     # backward: pull back, one segment after the other
     alpha_parts: list[dict] = []
@@ -46,7 +45,7 @@ def maml_checkpointed(
         alpha_parts = parts + alpha_parts
         segment = end = None
     # the parts are means over tasks with their sign already: "−1 task" leaves a plain sum, in the form of alpha
-    return MetaGradient(mean_over_tasks(v), query_loss, phi, gradient_of_alpha(alpha, alpha_parts, -1))
+    return MetaGradient(mean_over_tasks(v), query_loss, phi, collect_alpha_gradient(alpha, alpha_parts, -1))
 
 
 def _spacing(steps, every):

@@ -8,7 +8,7 @@ network whatever its label. The weights below the head are θ itself: a dense la
 
 import torch
 
-from maml_edu.electives.conditioned_starts import Family, everywhere
+from maml_edu.electives.conditioned_starts import ConditionedModel, everywhere
 from maml_edu.electives.prototypes import HEAD, class_means, without_head
 from maml_edu.models import Model, mlp
 from maml_edu.tasks import Params
@@ -33,7 +33,7 @@ def hypernetwork(
     generator: torch.Generator | None = None,
     head: tuple[str, str] = HEAD,
     shifts: tuple[str, ...] = SHIFTS,
-) -> Family:
+) -> ConditionedModel:
     """θ: the model without its head, and two small networks "class." and "task." that generate; φ_0: the whole model.
 
     From the mean feature p_c [F] of a class, "class." makes the head's column and bias of that class [F + 1]. From the
@@ -63,4 +63,4 @@ def hypernetwork(
         return {**phi, head[0]: columns[:, :, :-1].mT, head[1]: columns[:, :, -1]}
 
     theta = {**body.theta, **named("class.", of_class.theta), **named("task.", of_task.theta)}
-    return Family(Model(theta, model.apply), generated)
+    return ConditionedModel(Model(theta, model.apply), generated)

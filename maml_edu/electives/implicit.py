@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maml_edu.meta_gradient import MetaGradient, at_every_task, mean_over_tasks, value_and_gradient
-from maml_edu.meta_gradient import hvp as hessian_vector_product
-from maml_edu.step_sizes import Alpha, rates_per_step
-from maml_edu.tasks import Loss, Params, TaskBatch
+from maml_edu.hessian_vector import hvp, value_and_gradient
+from maml_edu.meta_gradient import MetaGradient
+from maml_edu.step_sizes import Alpha, alpha_per_step, times
+from maml_edu.tasks import Loss, Params, TaskBatch, expand_over_tasks, mean_over_tasks
 
 # ---------------------------------------------------------------- forward: adapt to a proximal minimum
 
@@ -41,8 +41,8 @@ def proximal_adapt(
 
 def _descent(loss, theta, x, y, alpha, steps, strength) -> Iterator[Params]:
     """θ_0 … θ_K one after the other: who needs only the last keeps only that."""
-    start = phi = at_every_task(theta, x.shape[0])
-    rates = rates_per_step(alpha, theta, steps)
+    start = phi = expand_over_tasks(theta, x.shape[0])
+    rates = alpha_per_step(alpha, theta, steps)
     yield phi
     for rate in rates:
         _, g = value_and_gradient(loss, phi, x, y)
@@ -115,7 +115,7 @@ def implicit_pull_back(
     strength: float,
     steps: int,
     tolerance: float = 1e-10,
-    hvp: str = "double-backward",
+    route: str = "double-backward",
 ) -> Solution:
     """(I + H/λ)⁻¹ v at φ [T, …] by conjugate gradients, H the Hessian of the support loss (x, y) at φ.
 
@@ -124,7 +124,7 @@ def implicit_pull_back(
     strength = _checked(strength, positive=True)
 
     def product(p):
-        hp = hessian_vector_product(loss, phi, x, y, p, hvp)
+        hp = hvp(loss, phi, x, y, p, route)
         return {name: p[name] + hp[name] / strength for name in p}
 
     return conjugate_gradient(product, v, steps, tolerance)
@@ -141,19 +141,19 @@ def imaml(
     steps: int = 16,
     strength: float = 2.0,
     cg_steps: int = 5,
-    hvp: str = "double-backward",
+    route: str = "double-backward",
 ) -> MetaGradient:
     """Implicit MAML: K proximal steps, no path kept, then at most cg_steps products for (I + H/λ) x = ∇L_q(φ).
 
     The gradient of θ ↦ L_q(φ*(θ)) as far as both are solved: K steps for φ*, cg_steps for x. Keeps one parameter vector
-    per task for any K. alpha_gradient is None: φ* does not depend on α. hvp: as in `maml`.
+    per task for any K. alpha_gradient is None: φ* does not depend on α. route: as in `maml`.
     Source: Rajeswaran et al. (2019), Algorithms 1 and 2. Raises ValueError unless strength (λ) > 0; warns where a task
     has a direction with curvature ≤ −λ, since φ is no minimum there.
     """
     strength = _checked(strength, positive=True)
     (phi,) = deque(_descent(loss, theta, batch.support_x, batch.support_y, alpha, steps, strength), maxlen=1)
     query_loss, v = value_and_gradient(loss, phi, batch.query_x, batch.query_y)
-    solution = implicit_pull_back(loss, phi, batch.support_x, batch.support_y, v, strength, cg_steps, hvp=hvp)
+    solution = implicit_pull_back(loss, phi, batch.support_x, batch.support_y, v, strength, cg_steps, route=route)
     if solution.indefinite.any():
         warnings.warn(
             f"{int(solution.indefinite.sum())} of {len(query_loss)} tasks have a curvature at or below −λ = "
@@ -171,7 +171,6 @@ def unrolled_proximal(
     alpha: Alpha,
     steps: int,
     strength: float,
-    hvp: str = "double-backward",
 ) -> MetaGradient:
     """The exact gradient through K proximal steps: what `imaml` replaces, and what it is compared with.
 
@@ -179,32 +178,18 @@ def unrolled_proximal(
     every step, and the meta-gradient is the sum of the shares and of v_0. strength = 0 gives `maml`. Keeps the path of
     K + 1 parameter vectors per task; alpha_gradient is not computed (None).
     """
-    strength, rates = _checked(strength), rates_per_step(alpha, theta, steps)
+    strength, alphas = _checked(strength), alpha_per_step(alpha, theta, steps)
     x, y = batch.support_x, batch.support_y
     path = proximal_adapt(loss, theta, x, y, alpha, steps, strength)
     query_loss, v = value_and_gradient(loss, path[-1], batch.query_x, batch.query_y)
     gathered = {name: torch.zeros_like(t) for name, t in v.items()}
-    for phi, rate in zip(reversed(path[:-1]), reversed(rates)):
-        u = {name: rate[name] * t for name, t in v.items()}  # α∘v
-        hu = hessian_vector_product(loss, phi, x, y, u, hvp)
+    for phi, a in zip(reversed(path[:-1]), reversed(alphas)):
+        u = times(a, v)  # α∘v
+        hu = hvp(loss, phi, x, y, u)
         gathered = {name: gathered[name] + strength * u[name] for name in u}
         v = {name: v[name] - hu[name] - strength * u[name] for name in u}
     g = {name: gathered[name] + v[name] for name in v}
     return MetaGradient(mean_over_tasks(g), query_loss, path[-1], None)
-
-
-def imaml_with(strength: float = 2.0, cg_steps: int = 5, hvp: str = "double-backward") -> Callable[..., MetaGradient]:
-    """`imaml` with λ and the number of products chosen, for `train`: (loss, theta, batch, alpha, steps) → MetaGradient.
-
-    A run that is to be resumed says them as well: train(…, about={"strength": …, "cg_steps": …}).
-    """
-    strength = _checked(strength, positive=True)
-
-    def method(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int) -> MetaGradient:
-        return imaml(loss, theta, batch, alpha, steps, strength, cg_steps, hvp)
-
-    method.__name__ = method.__qualname__ = imaml.__name__
-    return method
 
 
 # ---------------------------------------------------------------- pieces

@@ -11,18 +11,10 @@ from typing import NamedTuple
 import torch
 
 from maml_edu.electives.curvature import extreme_curvatures
-from maml_edu.meta_gradient import (
-    MetaGradient,
-    adapt,
-    at_every_task,
-    hvp,
-    mean_over_tasks,
-    pull_back,
-    value_and_gradient,
-)
-from maml_edu.step_sizes import Alpha, alpha_share, rates_per_step
-from maml_edu.step_sizes import alpha_gradient as gradient_of_alpha
-from maml_edu.tasks import Loss, Params, TaskBatch
+from maml_edu.hessian_vector import hvp, value_and_gradient
+from maml_edu.meta_gradient import MetaGradient, adapt, pull_back
+from maml_edu.step_sizes import Alpha, alpha_per_step, alpha_share, collect_alpha_gradient
+from maml_edu.tasks import Loss, Params, TaskBatch, expand_over_tasks, mean_over_tasks
 
 # ---------------------------------------------------------------- momentum: m ← μm + g,  θ ← θ − α∘m
 
@@ -41,9 +33,9 @@ def momentum_descend(
 ) -> tuple[list[Params], list[Params]]:
     """The path θ_0 … θ_K of `momentum_adapt`, and the velocities m_1 … m_K that made it, all [T, …]."""
     _fraction("momentum", momentum)
-    path, velocities = [at_every_task(theta, x.shape[0])], []
+    path, velocities = [expand_over_tasks(theta, x.shape[0])], []
     m = _zeros(path[0])
-    for rate in rates_per_step(alpha, theta, steps):
+    for rate in alpha_per_step(alpha, theta, steps):
         _, g = value_and_gradient(loss, path[-1], x, y)
         m = {name: momentum * m[name] + g[name] for name in g}
         path.append({name: p - rate[name] * m[name] for name, p in path[-1].items()})
@@ -68,17 +60,17 @@ def momentum_pull_back(
     """
     _fraction("momentum", momentum)
     _same_length(path, velocities, "velocities")
-    rates = rates_per_step(alpha, path[0], len(velocities), task_axis=True)
+    rates = alpha_per_step(alpha, path[0], len(velocities), task_axis=True)
     p, q = v, _zeros(v)
     products = [None] * len(rates)
     for j in reversed(range(len(rates))):
         rate = rates[j]
-        products[j] = {name: alpha_share(velocities[j][name], p[name], rate[name]) for name in p}
+        products[j] = alpha_share(velocities[j], p, rate)
         q = {name: q[name] - rate[name] * p[name] for name in q}  # of m_{j+1}, and so of g_j
         hq = hvp(loss, path[j], x, y, q)
         p = {name: p[name] + hq[name] for name in p}
         q = {name: momentum * t for name, t in q.items()}
-    return p, gradient_of_alpha(alpha, products, x.shape[0])
+    return p, collect_alpha_gradient(alpha, products, x.shape[0])
 
 
 def momentum_maml(
@@ -142,9 +134,9 @@ def adam_descend(
 ) -> tuple[list[Params], list[AdamStep]]:
     """The path of `adam_adapt`, and what its pullback needs of each of the K steps."""
     _check_adam(beta1, beta2, epsilon)
-    path, trace = [at_every_task(theta, x.shape[0])], []
+    path, trace = [expand_over_tasks(theta, x.shape[0])], []
     m, u = _zeros(path[0]), _zeros(path[0])
-    for j, rate in enumerate(rates_per_step(alpha, theta, steps)):
+    for j, rate in enumerate(alpha_per_step(alpha, theta, steps)):
         _, g = value_and_gradient(loss, path[-1], x, y)
         m = {name: beta1 * m[name] + (1 - beta1) * g[name] for name in g}
         u = {name: beta2 * u[name] + (1 - beta2) * g[name].square() for name in g}
@@ -178,13 +170,13 @@ def adam_pull_back(
     """
     _check_adam(beta1, beta2, 1.0)
     _same_length(path, trace, "trace")
-    rates = rates_per_step(alpha, path[0], len(trace), task_axis=True)
+    rates = alpha_per_step(alpha, path[0], len(trace), task_axis=True)
     p, q, r = v, _zeros(v), _zeros(v)
     products = [None] * len(rates)
     for j in reversed(range(len(rates))):
         rate, (g, m_hat, s) = rates[j], trace[j]
         c1, c2 = 1 - beta1 ** (j + 1), 1 - beta2 ** (j + 1)
-        products[j] = {name: alpha_share(m_hat[name] / s[name], p[name], rate[name]) for name in p}
+        products[j] = alpha_share({name: m_hat[name] / s[name] for name in p}, p, rate)
         step = {name: rate[name] * p[name] / s[name] for name in p}
         q = {name: q[name] - step[name] / c1 for name in q}
         r = {name: r[name] + step[name] * m_hat[name] / (2 * c2 * s[name].square()) for name in r}
@@ -193,7 +185,7 @@ def adam_pull_back(
         p = {name: p[name] + h[name] for name in p}
         q = {name: beta1 * t for name, t in q.items()}
         r = {name: beta2 * t for name, t in r.items()}
-    return p, gradient_of_alpha(alpha, products, x.shape[0])
+    return p, collect_alpha_gradient(alpha, products, x.shape[0])
 
 
 def adam_maml(

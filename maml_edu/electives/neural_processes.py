@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maml_edu.electives.conditioned_starts import Family, everywhere
+from maml_edu.electives.conditioned_starts import ConditionedModel, everywhere
 from maml_edu.electives.hypernetworks import named, under
 from maml_edu.electives.prototypes import HEAD, class_means, without_head
 from maml_edu.models import Model, mlp
@@ -27,7 +27,7 @@ def neural_process(
     activation: str = "relu",
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Family:
+) -> ConditionedModel:
     """For regression. r [T, features] is the mean over the support examples of an encoder's output for (x, y).
 
     sizes: of the decoder, from x to its outputs (2 for mean and width, see `gaussian`). outputs: the size of y. The
@@ -46,7 +46,7 @@ def neural_process(
         return {**phi, "b1": phi["b1"] + r @ theta["reader"]}
 
     theta = {**decoder.theta, **named("encoder.", encoder.theta), "reader": reader}
-    return Family(Model(theta, decoder.apply), read)
+    return ConditionedModel(Model(theta, decoder.apply), read)
 
 
 def neural_process_classifier(
@@ -56,7 +56,7 @@ def neural_process_classifier(
     features: int = 32,
     generator: torch.Generator | None = None,
     head: tuple[str, str] = HEAD,
-) -> Family:
+) -> ConditionedModel:
     """For classification: one mean per class, joined to r [T, ways·features] in the order of the labels.
 
     Encoder and decoder read the features of the same network, `model` without its head. The decoder is one hidden layer
@@ -79,7 +79,7 @@ def neural_process_classifier(
         r = class_means(encoder.apply(under("encoder.", theta), h), y, ways).flatten(1)
         return {**phi, "decoder.b1": phi["decoder.b1"] + r @ theta["reader"]}
 
-    return Family(Model({**of_phi, **named("encoder.", encoder.theta), "reader": reader}, apply), read)
+    return ConditionedModel(Model({**of_phi, **named("encoder.", encoder.theta), "reader": reader}, apply), read)
 
 
 def gaussian(prediction: Tensor) -> tuple[Tensor, Tensor]:

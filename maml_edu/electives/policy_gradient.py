@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from maml_edu.data.navigation import Navigation, Trajectories
-from maml_edu.meta_gradient import MetaGradient, at_every_task, mean_over_tasks, pull_back, value_and_gradient
+from maml_edu.hessian_vector import value_and_gradient
+from maml_edu.meta_gradient import MetaGradient, pull_back
 from maml_edu.models import Model, mlp
-from maml_edu.step_sizes import Alpha, rates_per_step
-from maml_edu.tasks import Loss, Params, TaskBatch
+from maml_edu.step_sizes import Alpha, alpha_per_step
+from maml_edu.tasks import Loss, Params, TaskBatch, expand_over_tasks, mean_over_tasks
 
 # ---------------------------------------------------------------- the policy
 
@@ -215,7 +216,7 @@ class PolicyGradient:
         self.family, self.act, self.loss = family, act(apply), SURROGATES[surrogate](apply)
         self.outer = reinforce(apply)
         self.pull, self.discount, self.baseline = pull, discount, baseline
-        self.__name__ = ("" if pull else "first-order ") + f"policy gradient, {surrogate}"
+        self.name = ("" if pull else "first-order ") + f"policy gradient, {surrogate}"
 
     def sample(self, params: Params, goals: Tensor, noise: Tensor) -> tuple[Trajectories, Tensor, Tensor]:
         """Trajectories of the policy, and the same as x, y for a surrogate."""
@@ -229,9 +230,9 @@ class PolicyGradient:
                 f"noise for {noise.shape[1]} trajectories cannot be shared out among {steps} inner steps; sample with "
                 f"sampler(trajectories, steps={steps})"
             )
-        start = at_every_task(theta, goals.shape[0])
+        start = expand_over_tasks(theta, goals.shape[0])
         path, data = [{name: p.contiguous() for name, p in start.items()}], []  # bmm is slow on views of one matrix
-        for rate, of_step in zip(rates_per_step(alpha, theta, steps), noise.chunk(max(steps, 1), 1)):
+        for rate, of_step in zip(alpha_per_step(alpha, theta, steps), noise.chunk(max(steps, 1), 1)):
             _, x, y = self.sample(path[-1], goals, of_step)
             g = value_and_gradient(self.loss, path[-1], x, y)[1]
             path.append({name: p - rate[name] * g[name] for name, p in path[-1].items()})

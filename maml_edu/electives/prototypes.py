@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maml_edu.electives.conditioned_starts import Family, everywhere
+from maml_edu.electives.conditioned_starts import ConditionedModel, everywhere
 from maml_edu.models import Model
 
 HEAD = ("head.weight", "head.bias")  # of conv4
@@ -58,7 +58,7 @@ def prototype_head(prototypes: Tensor) -> tuple[Tensor, Tensor]:
     return 2 * prototypes.mT, -prototypes.square().sum(2)
 
 
-def prototypical(model: Model, ways: int, head: tuple[str, str] = HEAD) -> Family:
+def prototypical(model: Model, ways: int, head: tuple[str, str] = HEAD) -> ConditionedModel:
     """A prototypical network (K = 0) or ProtoMAML (K > 0): θ is the model without its head, φ_0 the whole model.
 
     Source: Snell et al. (2017), Algorithm 1 (squared Euclidean distance); Triantafillou et al. (2020).
@@ -70,4 +70,4 @@ def prototypical(model: Model, ways: int, head: tuple[str, str] = HEAD) -> Famil
         weight, bias = prototype_head(class_means(embedding.apply(phi, x), y, ways))
         return {**phi, head[0]: weight, head[1]: bias}
 
-    return Family(Model(embedding.theta, model.apply), prototypes)
+    return ConditionedModel(Model(embedding.theta, model.apply), prototypes)

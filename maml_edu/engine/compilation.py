@@ -7,17 +7,17 @@ program is replayed as a CUDA graph: one launch for all its kernels.
 
 import functools
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from maml_edu.engine.methods import MetaGradientFunction, Method, name_of
 from maml_edu.meta_gradient import MetaGradient
 
 
-def compiled(method: Callable[..., MetaGradient]) -> Callable[..., MetaGradient]:
+def compiled(method: MetaGradientFunction) -> Method:
     """`method` (maml, fomaml, reptile, joint) compiled for the shapes it is called with; same arguments, same result.
 
     The first call with new shapes, steps or step sizes given as numbers compiles: ten seconds to a minute. Give step
@@ -27,7 +27,6 @@ def compiled(method: Callable[..., MetaGradient]) -> Callable[..., MetaGradient]
     """
     programs: dict = {}
 
-    @functools.wraps(method)
     def run(loss, *arguments, **options):
         tensors, form = [], []
         _flatten(arguments, tensors, form)
@@ -38,7 +37,7 @@ def compiled(method: Callable[..., MetaGradient]) -> Callable[..., MetaGradient]
             program = programs[key] = _program(method, loss, arguments, options, tensors)
         return program(tensors) if program else method(loss, *arguments, **options)
 
-    return run
+    return Method(name_of(method), functools.wraps(method)(run))
 
 
 def _flatten(value, tensors, form):
@@ -97,7 +96,7 @@ def _program(method, loss, arguments, options, tensors):
     except Exception as error:  # whatever a compiler may raise: the uncompiled method gives the same numbers
         reason = str(error).strip().splitlines() or [""]
         warnings.warn(
-            f"torch.compile failed ({type(error).__name__}: {reason[0]}); {method.__name__} runs uncompiled, which is "
+            f"torch.compile failed ({type(error).__name__}: {reason[0]}); {name_of(method)} runs uncompiled, which is "
             "slower and gives the same result",
             stacklevel=3,
         )

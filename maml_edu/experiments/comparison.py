@@ -23,7 +23,7 @@ import torch
 
 from maml_edu.data.episodes import Episodes, characters, split
 from maml_edu.data.sine import SineTasks
-from maml_edu.electives.conditioned_starts import Family, adapt_from, everywhere, maml_from
+from maml_edu.electives.conditioned_starts import ConditionedModel, adapt_from, everywhere, maml_from
 from maml_edu.electives.hypernetworks import hypernetwork
 from maml_edu.electives.neural_processes import gaussian_nll, neural_process, neural_process_classifier
 from maml_edu.electives.prototypes import prototypical
@@ -47,13 +47,13 @@ TASKS, LR, ALPHA, ALPHA_LR = 8, 5e-3, 0.4, 1e-2  # meta-batch, Adam on θ, where
 OTHER_ALPHA = 0.1  # for methods that were trained without inner steps, where a study takes some
 
 
-def family(method: str, ways: int, filters: int = 32, generator: torch.Generator | None = None) -> Family:
+def family(method: str, ways: int, filters: int = 32, generator: torch.Generator | None = None) -> ConditionedModel:
     """A method of the table, on conv4 with `filters` filters. Raises ValueError for an unknown name."""
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     network = conv4(ways, filters, generator=generator)
     if method == "maml":
-        return Family(network, everywhere)
+        return ConditionedModel(network, everywhere)
     if method == "hypernetwork":
         return hypernetwork(network, ways, generator=generator)
     if method == "process":
@@ -66,7 +66,7 @@ def meta_gradient_of(method: str, start: Callable) -> Callable:
     return maml if method == "maml" else maml_from(start)
 
 
-def first_rates(found: Family, example, steps: int, alpha: float = ALPHA):
+def first_rates(found: ConditionedModel, example, steps: int, alpha: float = ALPHA):
     """α to start from: one rate per tensor of φ_0 and step (φ_0 has other names than θ); a number where K = 0."""
     if steps == 0:
         return 0.0

@@ -10,18 +10,19 @@ import time
 
 import torch
 
-from maml_edu import meta_gradient
+from maml_edu.baselines import joint, reptile
 from maml_edu.data.sine import SineTasks
 from maml_edu.engine import distributed
 from maml_edu.engine.checkpoint_files import Lock, load_checkpoint, save_checkpoint
 from maml_edu.evaluation import evaluate
 from maml_edu.experiments.results import provenance, result, write_result
+from maml_edu.meta_gradient import fomaml, maml
 from maml_edu.models import conv4, cross_entropy, mlp, mse
 from maml_edu.step_sizes import map_alpha
 from maml_edu.training import train
 
-METHODS = {name: getattr(meta_gradient, name) for name in ("maml", "fomaml", "reptile", "joint")}
-METHODS["oracle"] = meta_gradient.joint  # joint training on tasks that are told to the model
+METHODS = {"maml": maml, "fomaml": fomaml, "reptile": reptile, "joint": joint}
+METHODS["oracle"] = joint  # joint training on tasks that are told to the model
 
 # What each preset means; a flag on the command line overrides its entry.
 PRESETS = {

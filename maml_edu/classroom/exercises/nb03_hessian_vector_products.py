@@ -6,7 +6,8 @@ import torch
 
 from maml_edu.classroom.exercises import Exercise
 from maml_edu.data.sine import SineTasks
-from maml_edu.meta_gradient import adapt, hvp
+from maml_edu.hessian_vector import hvp
+from maml_edu.meta_gradient import adapt
 from maml_edu.models import mlp, mse
 
 

@@ -4,8 +4,10 @@ import torch
 
 from maml_edu.classroom.exercises import Exercise
 from maml_edu.data.sine import SineTasks
-from maml_edu.meta_gradient import adapt, hvp, mean_over_tasks
+from maml_edu.hessian_vector import hvp
+from maml_edu.meta_gradient import adapt
 from maml_edu.models import mlp, mse
+from maml_edu.tasks import mean_over_tasks
 
 
 def _gradient(loss, params, x, y):

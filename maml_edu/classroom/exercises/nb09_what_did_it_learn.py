@@ -5,7 +5,8 @@ import torch
 from maml_edu.classroom.exercises import Exercise
 from maml_edu.data.sine import SineTasks
 from maml_edu.electives.feature_reuse import head_names
-from maml_edu.meta_gradient import adapt, fomaml, hvp, maml, value_and_gradient
+from maml_edu.hessian_vector import hvp, value_and_gradient
+from maml_edu.meta_gradient import adapt, fomaml, maml
 from maml_edu.models import mlp, mse
 
 # ---------------------------------------------------------------- 9.1

@@ -5,7 +5,9 @@ import torch
 from maml_edu.classroom.exercises import Exercise
 from maml_edu.classroom.exercises.nb04_first_order_approximations import small_problem
 from maml_edu.electives.inner_optimizers import momentum_descend
-from maml_edu.meta_gradient import adapt, hvp, mean_over_tasks, value_and_gradient
+from maml_edu.hessian_vector import hvp, value_and_gradient
+from maml_edu.meta_gradient import adapt
+from maml_edu.tasks import mean_over_tasks
 
 # ---------------------------------------------------------------- 10.1
 

@@ -5,7 +5,7 @@ import torch
 from maml_edu.classroom.exercises import Exercise
 from maml_edu.data.sine import SineTasks
 from maml_edu.electives.implicit import implicit_pull_back, proximal_adapt
-from maml_edu.meta_gradient import hvp, value_and_gradient
+from maml_edu.hessian_vector import hvp, value_and_gradient
 from maml_edu.models import mlp, mse
 
 

@@ -1,0 +1,51 @@
+"""Two methods that need no Hessian at all: Reptile, and joint training without any adaptation."""
+
+import torch
+
+from maml_edu.hessian_vector import value_and_gradient, value_per_task
+from maml_edu.meta_gradient import MetaGradient, inner_loop
+from maml_edu.step_sizes import Alpha, alpha_per_step
+from maml_edu.tasks import (
+    Loss,
+    Params,
+    TaskBatch,
+    all_examples,
+    expand_over_tasks,
+    mean_over_tasks,
+    plus,
+    without_graph,
+)
+
+
+def reptile(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 5) -> MetaGradient:
+    """Reptile: mean(θ − φ)/α after K steps on support ∪ query. Source: Nichol, Achiam & Schulman (2018), Algorithm 2.
+
+    (θ − φ)/α is the sum of the K inner gradients, and is computed as that sum; a parameter frozen by α = 0 gets zero.
+    steps = 1 is joint training. query_loss is measured at φ on the query set, which φ has already seen.
+    Raises ValueError for a list of step sizes: which of them should it divide by?
+    """
+    if isinstance(alpha, (list, tuple)):
+        raise ValueError("reptile divides by one α; give a number or a dict, not a list per step")
+    x, y = all_examples(batch)
+    phi = without_graph(expand_over_tasks(theta, len(x)))
+    total = {name: torch.zeros_like(p) for name, p in phi.items()}
+    for params, g, _ in inner_loop(loss, phi, x, y, alpha_per_step(alpha, theta, steps)):
+        phi, total = params, plus(total, g)
+    if isinstance(alpha, dict):
+        total = {name: torch.where(torch.as_tensor(alpha[name]) == 0, 0, t) for name, t in total.items()}
+    with torch.no_grad():
+        query_loss = value_per_task(loss, phi, batch.query_x, batch.query_y)
+    return MetaGradient(mean_over_tasks(total), query_loss, phi, None)
+
+
+def joint(loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha = 0.0, steps: int = 0) -> MetaGradient:
+    """No adaptation: the gradient at θ on support ∪ query, mean over tasks: pre-training, and the oracle.
+
+    alpha and steps are there because every method has them; they do nothing here.
+    """
+    x, y = all_examples(batch)
+    everywhere = without_graph(expand_over_tasks(theta, len(x)))
+    _, g = value_and_gradient(loss, everywhere, x, y)
+    with torch.no_grad():
+        query_loss = value_per_task(loss, everywhere, batch.query_x, batch.query_y)
+    return MetaGradient(mean_over_tasks(g), query_loss, everywhere, None)
