@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent
-DATA_BESIDE_THE_REPOSITORY = ROOT.parent / "shared" / "omniglot-py"
-# Scopes that run longest, longest first: a worker that starts one of them last would keep the other idle.
-SLOWEST_FIRST = ("notebooks/08_", "notebooks/05_", "notebooks/07_", "tests/test_notebook_changes.py")
+# In the order in which they start: what runs longest first, and last what takes seconds a piece and fills the gaps.
+ORDER = ("notebooks/08_", "notebooks/07_", "notebooks/05_", "notebooks/", "tests/", "tests/test_notebook_changes.py")
+QUICK_NOTEBOOKS = ("00_", "02_")  # all others are slow
 
 
 def prepare_environment(environ=os.environ):
@@ -21,8 +21,6 @@ def prepare_environment(environ=os.environ):
     environ["MAML_EDU_PROGRESS"] = ""  # checks leave no file in notebooks/, and find none there
     if environ.get("MAML_EDU_DATA"):
         environ["MAML_EDU_DATA"] = str(Path(environ["MAML_EDU_DATA"]).expanduser().resolve())
-    elif DATA_BESIDE_THE_REPOSITORY.is_dir():
-        environ["MAML_EDU_DATA"] = str(DATA_BESIDE_THE_REPOSITORY)
 
 
 def warm_font_cache():
@@ -43,6 +41,15 @@ def pytest_configure(config):
         config.option.nbval_sanitize_with = str(ROOT / sanitize)  # pytest may be started in any folder
 
 
+def pytest_terminal_summary(terminalreporter):
+    if not os.environ.get("MAML_EDU_DATA"):
+        terminalreporter.section("Omniglot")
+        terminalreporter.write_line(
+            "MAML_EDU_DATA is not set: the tests of the real archives were skipped, and the notebooks downloaded "
+            "Omniglot or drew glyphs. Set it to the folder that holds images_background and images_evaluation."
+        )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread():
     import torch
@@ -51,11 +58,14 @@ def one_torch_thread():
 
 
 def pytest_collection_modifyitems(items):
-    """Stable sort: the slowest scopes first, everything else in the order it was collected."""
+    """Mark the slow notebooks, and sort by ORDER, stably."""
+    for item in items:
+        if item.nodeid.startswith("notebooks/") and not item.path.name.startswith(QUICK_NOTEBOOKS):
+            item.add_marker(pytest.mark.slow)
 
     def rank(item):
-        starts = [item.nodeid.startswith(prefix) for prefix in SLOWEST_FIRST]
-        return starts.index(True) if any(starts) else len(starts)
+        fits = [prefix for prefix in ORDER if item.nodeid.startswith(prefix)]
+        return ORDER.index(max(fits, key=len)) if fits else len(ORDER)
 
     items.sort(key=rank)
 

@@ -1,16 +1,19 @@
 """How good is an initialisation? Adapt it to held-out tasks and report mean and 95 % interval over tasks, per step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from maml_edu.meta_gradient import adapt
-from maml_edu.models import Model, Statistics
-from maml_edu.step_sizes import Alpha
-from maml_edu.tasks import Loss, Sampler, check_batch
+from maml_edu.models import Apply, Model, Statistics
+from maml_edu.step_sizes import Alpha, is_per_step
+from maml_edu.tasks import Loss, Params, Sampler, TaskBatch, check_batch
+
+# (loss, theta, support x, support y, alpha, steps) -> path θ_0 … θ_K: a way to adapt
+Adapt = Callable[[Loss, Params, Tensor, Tensor, Alpha, int], list[Params]]
 
 
 class StepScore(NamedTuple):
@@ -28,7 +31,7 @@ class StepScore(NamedTuple):
     values: Tensor
 
 
-def mean_ci95(values) -> tuple[float, float]:
+def mean_ci95(values: Tensor | Sequence[float]) -> tuple[float, float]:
     """Mean and half-width of its 95 % interval, 1.96·s/√n, s the sample standard deviation (n − 1).
 
     values: one number per task. With one value the half-width is infinite.
@@ -52,7 +55,7 @@ def evaluate(
     statistics: str | Statistics = "transductive",
     generator: torch.Generator | None = None,
     chunk: int = 100,
-    adapt: Callable = adapt,
+    adapt: Adapt = adapt,
 ) -> list[StepScore]:
     """Adapt model.theta to `tasks` fresh tasks and score the query sets after 0 … steps inner steps.
 
@@ -71,9 +74,9 @@ def evaluate(
         raise ValueError(f"unknown statistics {statistics!r}; choose transductive, one-query, support, or fixed ones")
     if tasks < 1 or chunk < 1:
         raise ValueError(f"tasks={tasks}, chunk={chunk}: each must be at least 1")
-    if isinstance(alpha, (list, tuple)) and 0 < len(alpha) < steps:
+    if is_per_step(alpha) and 0 < len(alpha) < steps:
         alpha = [*alpha, *[alpha[-1]] * (steps - len(alpha))]
-    losses, scores = [], []
+    chunks_of_losses, chunks_of_accuracies = [], []
     for start in range(0, tasks, chunk):
         batch = sampler(min(chunk, tasks - start), generator=generator)
         if start == 0:
@@ -81,28 +84,28 @@ def evaluate(
         path = adapt(loss, model.theta, batch.support_x, batch.support_y, alpha, steps)
         with torch.no_grad():
             of_loss = [loss(phi, batch.query_x, batch.query_y) for phi in path]
-            losses.append(torch.stack(of_loss).double().cpu())
+            chunks_of_losses.append(torch.stack(of_loss).double().cpu())
             if metric == "accuracy":
                 of_accuracy = [_accuracy(model.apply, phi, batch, statistics) for phi in path]
-                scores.append(torch.stack(of_accuracy).double().cpu())
-    losses = torch.cat(losses, 1)  # [steps + 1, tasks]
-    scores = torch.cat(scores, 1) if metric == "accuracy" else losses
+                chunks_of_accuracies.append(torch.stack(of_accuracy).double().cpu())
+    losses = torch.cat(chunks_of_losses, 1)  # [steps + 1, tasks]
+    scores = torch.cat(chunks_of_accuracies, 1) if metric == "accuracy" else losses
     limit = torch.nan_to_num(10 * losses[0].max())  # finite, so that an infinite loss is always above it
     return [_score(step, scores[step], ~(losses[step] <= limit)) for step in range(steps + 1)]
 
 
-def _score(step, values, diverged):
+def _score(step: int, values: Tensor, diverged: Tensor) -> StepScore:
     n, bad = values.numel(), int(diverged.sum())
     mean, half_width = (None, None) if bad else mean_ci95(values)
     median = torch.where(values.isfinite(), values, math.inf).median().item()
     return StepScore(step, mean, half_width, median, bad, n, values)
 
 
-def _accuracy(apply, phi, batch, statistics):
+def _accuracy(apply: Apply, phi: Params, batch: TaskBatch, statistics: str | Statistics) -> Tensor:
     return (_logits(apply, phi, batch, statistics).argmax(-1) == batch.query_y).double().mean(1)
 
 
-def _logits(apply, phi, batch, statistics):
+def _logits(apply: Apply, phi: Params, batch: TaskBatch, statistics: str | Statistics) -> Tensor:
     if isinstance(statistics, dict):
         return apply(phi, batch.query_x, context=statistics)
     if statistics == "support":
@@ -121,13 +124,12 @@ def running_statistics(
     steps: int,
     batches: int = 50,
     tasks: int = 16,
-    momentum: float = 0.1,
     generator: torch.Generator | None = None,
 ) -> Statistics:
     """The running averages an nn.BatchNorm would hold after `batches` more meta-batches of training.
 
-    Every forward pass of the inner loop and of the query set moves them by `momentum`, as PyTorch does. Returns layer →
-    (mean, variance), to be given as `statistics` to `evaluate`; empty for a model without batch norm.
+    Every forward pass of the inner loop and of the query set moves them a tenth of the way, as PyTorch does. Returns
+    layer → (mean, variance), to be given as `statistics` to `evaluate`; empty for a model without batch norm.
     """
     running: Statistics = {}
     if not hasattr(model.apply, "statistics"):
@@ -141,5 +143,6 @@ def running_statistics(
                 seen = model.apply.statistics(params, x)
             for layer, new in seen.items():
                 old = running.get(layer, new)
-                running[layer] = tuple((1 - momentum) * o + momentum * n for o, n in zip(old, new))
+                mean, variance = (0.9 * o + 0.1 * n for o, n in zip(old, new))
+                running[layer] = (mean, variance)
     return running

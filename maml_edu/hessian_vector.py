@@ -1,7 +1,8 @@
 """Gradients and Hessian-vector products of every task at once, and three routes to H·v. No Hessian is ever built.
 
-The losses of T tasks are summed before they are differentiated. Their joint Hessian is block-diagonal, so one backward
-call yields the gradient, or the Hessian-vector product, of every task.
+Every task has parameters of its own and a loss that depends on nothing else. The losses of T tasks are summed before
+they are differentiated: their joint Hessian is block-diagonal, so one backward call yields the gradient, or the
+Hessian-vector product, of every task.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,22 +35,24 @@ def value_and_gradient(loss: Loss, params: Params, x: Tensor, y: Tensor) -> tupl
 
 def path_gradients(
     loss: Loss, path: Sequence[Params], x: Tensor, y: Tensor, step_weights: StepWeights = None
-) -> tuple[Tensor, list[Params | None]]:
-    """L(θ_K) [T], and for j = 0 … K the gradient w_j∇L(θ_j), or None where w_j = 0 (θ_0 has no weight).
+) -> tuple[Tensor, list[Params | None], Params]:
+    """L(θ_K) [T]; for j = 0 … K−1 the gradient w_j∇L(θ_j), or None where w_j = 0 (θ_0 has no weight); and w_K∇L(θ_K).
 
     Without step_weights θ_K alone counts, with w_K = 1. Raises ValueError unless there is one weight for each step.
     """
+    steps = len(path) - 1
     values, v = value_and_gradient(loss, path[-1], x, y)
-    if step_weights is None or len(path) == 1:
-        return values, [*[None] * (len(path) - 1), v]
-    weighted: list[Params | None] = [None]
-    for w, params in zip(check_step_weights(step_weights, len(path) - 1), path[1:]):
-        if not isinstance(w, Tensor) and w == 0 and params is not path[-1]:
-            weighted.append(None)
-            continue
-        g = v if params is path[-1] else value_and_gradient(loss, params, x, y)[1]
-        weighted.append({name: w * t for name, t in g.items()})
-    return values, weighted
+    earlier: list[Params | None] = [None] * steps
+    if step_weights is None:
+        return values, earlier, v
+    weights = check_step_weights(step_weights, steps)
+    if steps == 0:
+        return values, earlier, v
+    for j in range(1, steps):
+        w = weights[j - 1]
+        if isinstance(w, Tensor) or w != 0:
+            earlier[j] = {name: w * t for name, t in value_and_gradient(loss, path[j], x, y)[1].items()}
+    return values, earlier, {name: weights[steps - 1] * t for name, t in v.items()}
 
 
 def check_step_weights(step_weights: Sequence[float] | Tensor, steps: int) -> Sequence[float] | Tensor:
@@ -65,7 +68,7 @@ def linearize(loss: Loss, params: Params, x: Tensor, y: Tensor) -> tuple[Params,
     """The gradient g at params [T, …], and the map v ↦ H·v from the same graph; calling the map once uses the graph up.
 
     The map differentiates g with grad_outputs = v (Pearlmutter 1994), where v is a dict like g. A parameter that the
-    loss does not use, or uses linearly, gets zero.
+    gradient does not depend on gets zero.
     """
     _, leaf, g = _differentiate(loss, params, x, y, create_graph=True)
     curved = [name for name in g if g[name].requires_grad]  # a gradient that does not depend on θ has no graph
@@ -141,8 +144,8 @@ def _forward_over_reverse(loss: Loss, params: Params, x: Tensor, y: Tensor, v: P
         return torch.func.grad(lambda q: value_per_task(loss, q, x, y).sum())(p)
 
     primal = {name: p.detach().clone() for name, p in params.items()}  # jvp refuses expanded memory
-    g, hv = torch.func.jvp(gradient, (primal,), ({name: t.contiguous() for name, t in v.items()},))
-    return g, hv
+    both = torch.func.jvp(gradient, (primal,), ({name: t.contiguous() for name, t in v.items()},))
+    return both[0], both[1]
 
 
 def _finite_difference(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> tuple[Params, Params]:

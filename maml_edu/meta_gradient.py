@@ -5,7 +5,7 @@ on support and query set. Forward, θ_{j+1} = θ_j − α∘∇L_s(θ_j). Backwa
 
     v ← v − H_j (α∘v),   H_j = ∇²L_s(θ_j),   j = K−1 … 0,
 
-the chain rule of Finn, Abbeel & Levine (2017, eq. 1) written as a recursion of Hessian-vector products.
+the gradient in the meta-update of Finn, Abbeel & Levine (2017, eq. 1), by the chain rule, one product per step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -57,7 +57,7 @@ def descend(loss: Loss, start: Params, x: Tensor, y: Tensor, alpha: Alpha, steps
 def inner_loop(
     loss: Loss, params: Params, x: Tensor, y: Tensor, alphas: Sequence[dict], remember: int = 0
 ) -> Iterator[tuple[Params, Params, Product | None]]:
-    """Yield θ_{j+1}, g_j = ∇L_s(θ_j), and v ↦ H_j·v where j is one of the last `remember` steps, for j = 0 … K−1."""
+    """For each j yield θ_{j+1}, g_j = ∇L_s(θ_j), and v ↦ H_j·v for the last `remember` steps, None for the others."""
     for j, a in enumerate(alphas):
         if len(alphas) - j <= remember:
             g, product = linearize(loss, params, x, y)
@@ -126,7 +126,7 @@ def maml(
         path.append(params)
         if product is not None:
             remembered.append((g, product))
-    query_loss, (*earlier, v) = path_gradients(loss, path, batch.query_x, batch.query_y, step_weights)
+    query_loss, earlier, v = path_gradients(loss, path, batch.query_x, batch.query_y, step_weights)
     v, alpha_gradient = pull_back(loss, path, x, y, alpha, v, route, earlier, remembered)
     return MetaGradient(mean_over_tasks(v), query_loss, path[-1], alpha_gradient)
 
@@ -134,16 +134,16 @@ def maml(
 def fomaml(
     loss: Loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 1, step_weights: StepWeights = None
 ) -> MetaGradient:
-    """First-order MAML: v = ∇L_q(φ) as it is, every Jacobian taken for the identity. Source: Finn et al. (2017), §5.2.
+    """First-order MAML: `maml` with every Jacobian taken for the identity. Source: Finn et al. (2017), §5.2.
 
-    alpha_gradient is first-order as well: −Σ_j ∇L_s(θ_j)∘v with the same v at every step. step_weights: as in `maml`.
+    alpha_gradient is first-order as well: −Σ_j ∇L_s(θ_j)∘v, where v = ∇L_q(φ) if there are no step_weights.
     """
     x, y, alphas = batch.support_x, batch.support_y, alpha_per_step(alpha, theta, steps)
     path, gradients, shares = [without_graph(expand_over_tasks(theta, len(x)))], [], []
     for params, g, _ in inner_loop(loss, path[0], x, y, alphas):
         path.append(params)
         gradients.append(g)
-    query_loss, (*earlier, v) = path_gradients(loss, path, batch.query_x, batch.query_y, step_weights)
+    query_loss, earlier, v = path_gradients(loss, path, batch.query_x, batch.query_y, step_weights)
     for j in reversed(range(steps)):
         shares.append(alpha_share(gradients[j], v, alphas[j]))
         v = plus(v, earlier[j])

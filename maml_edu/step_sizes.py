@@ -1,15 +1,27 @@
 """The inner step size α in its three forms: a number, a dict with one for each parameter, a list of these per step."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar, Union
 
 import torch
 from torch import Tensor
 
 from maml_edu.tasks import Params
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
 StepSize = float | Tensor
-Alpha = StepSize | dict[str, StepSize] | Sequence[StepSize | dict[str, StepSize]]
+Size = TypeVar("Size", bound=StepSize)
+NewSize = TypeVar("NewSize", bound=StepSize)
+Sizes = Union[Size, Mapping[str, Size], Sequence[Size | Mapping[str, Size]]]  # noqa: UP007 (mypy wants Union here)
+Alpha = Sizes[StepSize]
+
+
+def is_per_step(alpha: Sizes[Size]) -> "TypeIs[Sequence[Size | Mapping[str, Size]]]":
+    """Whether alpha is a list (or tuple), with an entry for each inner step."""
+    return isinstance(alpha, (list, tuple))
 
 
 def alpha_per_step(
@@ -19,17 +31,19 @@ def alpha_per_step(
 
     Raises ValueError for steps that are no whole number, too few entries, unknown parameters or shapes that do not fit.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+    if isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 0:
         raise ValueError(f"steps={steps!r}; expected a whole number of inner steps, 0 or more")
-    if isinstance(alpha, (list, tuple)):
+    if is_per_step(alpha):
         if len(alpha) < steps:
             raise ValueError(f"alpha is a list of {len(alpha)} step sizes for {steps} steps; give one per step")
         return [_per_parameter(a, theta, task_axis, detach) for a in alpha[:steps]]
     return [_per_parameter(alpha, theta, task_axis, detach)] * steps
 
 
-def _per_parameter(alpha: Any, theta: Params, task_axis: bool, detach: bool) -> dict[str, StepSize]:
-    if not isinstance(alpha, dict):
+def _per_parameter(
+    alpha: StepSize | Mapping[str, StepSize], theta: Params, task_axis: bool, detach: bool
+) -> dict[str, StepSize]:
+    if not isinstance(alpha, Mapping):
         if isinstance(alpha, Tensor) and alpha.dim() > 0:
             raise ValueError(
                 f"alpha is a tensor of shape {list(alpha.shape)}; expected a number, "
@@ -86,32 +100,40 @@ def alpha_share(g: Params, v: Params, alpha: dict[str, StepSize]) -> Params:
     }
 
 
-def collect_alpha_gradient(alpha: Alpha, shares: Sequence[Params], tasks: int) -> Any:
+def collect_alpha_gradient(alpha: Alpha, shares: Sequence[Params], tasks: int) -> Sizes[Tensor]:
     """∂/∂α in the form of alpha, mean over tasks: −Σ over the steps and parameters that share a step size.
 
     shares: what `alpha_share` gave for steps 0 … K−1.
     """
-    if isinstance(alpha, (list, tuple)):
-        unused = [map_alpha(lambda a: torch.zeros_like(torch.as_tensor(a)), a) for a in alpha[len(shares) :]]
-        return [collect_alpha_gradient(a, [share], tasks) for a, share in zip(alpha, shares)] + unused
-    if not shares:  # no steps: α has no influence
-        return map_alpha(lambda a: torch.zeros_like(torch.as_tensor(a)), alpha)
-    if isinstance(alpha, dict):
-        return {name: sum(share[name] for share in shares) / -tasks for name in alpha}
+    if is_per_step(alpha):
+        unused = [_of_one_step(a, [], tasks) for a in alpha[len(shares) :]]
+        return [_of_one_step(a, [share], tasks) for a, share in zip(alpha, shares)] + unused
+    return _of_one_step(alpha, shares, tasks)
+
+
+def _of_one_step(
+    alpha: StepSize | Mapping[str, StepSize], shares: Sequence[Params], tasks: int
+) -> Tensor | dict[str, Tensor]:
+    if isinstance(alpha, Mapping):
+        if not shares:  # no steps: α has no influence
+            return {name: torch.zeros_like(torch.as_tensor(a)) for name, a in alpha.items()}
+        return {name: functools.reduce(torch.add, [share[name] for share in shares]) / -tasks for name in alpha}
+    if not shares:
+        return torch.zeros_like(torch.as_tensor(alpha))
     return torch.stack([one for share in shares for one in share.values()]).sum() / -tasks
 
 
-def map_alpha(function: Callable[[Any], Any], alpha: Alpha) -> Any:
+def map_alpha(function: Callable[[Size], NewSize], alpha: Sizes[Size]) -> Sizes[NewSize]:
     """`function` of every step size in alpha, in the same form."""
-    if isinstance(alpha, (list, tuple)):
-        return [map_alpha(function, a) for a in alpha]
-    if isinstance(alpha, dict):
-        return {name: function(a) for name, a in alpha.items()}
-    return function(alpha)
+
+    def of_one(a: Size | Mapping[str, Size]) -> NewSize | dict[str, NewSize]:
+        return {name: function(size) for name, size in a.items()} if isinstance(a, Mapping) else function(a)
+
+    return [of_one(a) for a in alpha] if is_per_step(alpha) else of_one(alpha)
 
 
-def flat_alpha(alpha: Alpha) -> list[Any]:
+def flat_alpha(alpha: Sizes[Size]) -> list[Size]:
     """All step sizes of alpha, in a fixed order."""
-    sizes: list[Any] = []
-    map_alpha(sizes.append, alpha)
-    return sizes
+    if is_per_step(alpha):
+        return [size for a in alpha for size in flat_alpha(a)]
+    return list(alpha.values()) if isinstance(alpha, Mapping) else [alpha]

@@ -2,37 +2,25 @@
 
 import contextlib
 import math
-import signal
-import sys
-import threading
+import operator
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from maml_edu.data.tensor_files import plain
 from maml_edu.engine import distributed
-from maml_edu.engine.checkpoint_files import (
-    Trained,
-    load_checkpoint,
-    read_state,
-    same_model,
-    save_checkpoint,
-    write_state,
-)
+from maml_edu.engine.checkpoint_files import Trained, read_checkpoint, write_checkpoint
+from maml_edu.engine.interruption import Interruption
 from maml_edu.engine.methods import MetaGradientFunction, name_of, takes
-from maml_edu.meta_gradient import maml
+from maml_edu.engine.progress_line import ProgressLine, say, warn
+from maml_edu.engine.training_state import TrainingState
+from maml_edu.meta_gradient import MetaGradient, maml
 from maml_edu.models import Model
-from maml_edu.step_sizes import Alpha, flat_alpha, map_alpha
+from maml_edu.step_sizes import Alpha, flat_alpha, is_per_step
 from maml_edu.tasks import Loss, Sampler, check_batch
-
-__all__ = ["Trained", "load_checkpoint", "save_checkpoint", "train"]
-
-# Whole lines only, on stdout: looks the same live and stored in a notebook.
-BAR = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt}{postfix}"
 
 
 def train(
@@ -60,13 +48,13 @@ def train(
     checkpoint: str | Path | None = None,
     save_every: float = 60.0,
     resume: bool = False,
-    about: dict | None = None,
+    about: Mapping[str, object] | None = None,
 ) -> Trained:
     """Meta-train model.theta with Adam. Source: Finn et al. (2017), Algorithm 1, lines 2-9.
 
     sampler(tasks, generator=…) -> TaskBatch. method(loss, theta, batch, alpha, steps) -> MetaGradient.
-    schedule: "constant", or "cosine" from lr down to 0. learn_alpha: α is trained too (own Adam, alpha_lr), one rate
-    per parameter tensor and inner step unless alpha is already a dict or a list.
+    schedule: "constant", or "cosine" from lr down to 0. learn_alpha: α is trained too (own Adam, alpha_lr), one step
+    size per parameter tensor and inner step unless alpha is already a dict or a list.
     multi_step: for that many iterations the query loss counts after every inner step, with weights that start equal and
     move linearly to the last step (Antoniou et al. 2019, §4; maml and fomaml only). clip: the largest norm the
     meta-gradient of θ may have; a longer one is scaled down to it.
@@ -75,14 +63,15 @@ def train(
     end, and kept in history["validation"]; it must not draw from `generator`.
     checkpoint: a file, written every save_every seconds and at the end; resume, with the same settings, continues from
     it to the result of an uninterrupted run. about: what else a run to be resumed must share (kept in the checkpoint).
-    Ctrl-C ends the training after the iteration in progress and returns what has been learned so far; so does SIGTERM.
-    A loss that is no longer finite ends it with a warning; the last finite parameters are returned. A checkpoint that
-    cannot be written (a full disk) is a warning as well, and is tried again.
-    In a process group (`distributed.join`) every rank takes its share of each meta-batch; rank 0 prints and writes.
+    Ctrl-C ends the training after the iteration in progress, a second one at once; what has been learned so far is
+    saved and returned. So does SIGTERM. A loss that is no longer finite ends it with a warning; the last finite
+    parameters are returned. A checkpoint that cannot be written (a full disk) is a warning as well, and is tried again.
+    In a process group (`distributed.join`) every rank takes its share of each meta-batch; rank 0 prints and writes. If
+    one of them dies, the run so far is saved, and PeerLost (a RuntimeError) is raised.
     Raises ValueError for impossible settings or a checkpoint of another model or run.
     """
-    if iterations < 1 or tasks < 1:
-        raise ValueError(f"iterations={iterations}, tasks={tasks}: each must be at least 1")
+    iterations, tasks = _whole("iterations", iterations, 1), _whole("tasks", tasks, 1)
+    steps, multi_step = _whole("steps", steps, 0), _whole("multi_step", multi_step, 0)
     if schedule not in ("constant", "cosine"):
         raise ValueError(f"unknown schedule {schedule!r}; choose constant or cosine")
     if clip is not None and not clip > 0:
@@ -90,90 +79,114 @@ def train(
     if multi_step and not takes(method, "step_weights"):
         raise ValueError(f"{name_of(method)} has no loss after every inner step; multi_step works with maml and fomaml")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    if learn_alpha and not isinstance(alpha, (dict, list, tuple)):
+    if learn_alpha and not is_per_step(alpha) and not isinstance(alpha, Mapping):
         alpha = [dict.fromkeys(model.theta, alpha) for _ in range(steps)]
-    run = _Run(model, alpha, lr, schedule, learn_alpha, alpha_lr, clip, iterations)
+    state = TrainingState(model.theta, alpha, iterations, lr=lr, learn_alpha=learn_alpha, alpha_lr=alpha_lr, clip=clip)
     settings = {"method": name_of(method), "iterations": iterations, "tasks": tasks, "steps": steps, "lr": lr}
     settings |= {"schedule": schedule, "learn_alpha": learn_alpha, "alpha_lr": alpha_lr, "multi_step": multi_step}
-    settings |= {"clip": clip, **(about or {})}
-    path = Path(checkpoint) if checkpoint is not None else None
+    settings = {name: plain(value) for name, value in {**settings, "clip": clip, **(about or {})}.items()}
+    path = None if checkpoint is None else Path(checkpoint).expanduser()
     if resume:
-        if path is None:
-            raise ValueError("resume=True needs checkpoint=FILE to resume from")
-        state = distributed.from_rank_0(read_state(path) if distributed.rank() == 0 and path.exists() else None)
-        if state is not None:
-            run.restore(path, state, settings, generator)
-        elif distributed.rank() == 0:
-            print(f"no checkpoint at {path}: starting afresh")
+        _restore(state, path, settings, generator)
+    drawn = generator.get_state()  # after `state.done` iterations: an interrupted one is drawn again on resume
 
-    writes = path is not None and distributed.rank() == 0
-    drawn = generator.get_state()  # after `run.done` iterations: an interrupted one is drawn again on resume
-
-    def save():
-        if writes:
+    def save() -> None:
+        if path is not None and distributed.rank() == 0:
             try:
-                write_state(path, run.state(drawn, settings))
+                write_checkpoint(path, state.checkpoint(drawn, settings))
             except OSError as error:
-                warnings.warn(f"could not write {path} ({error}); the last whole checkpoint is kept", stacklevel=3)
+                warn(f"could not write {path} ({error}); the last whole checkpoint is kept")
 
-    first, good, checked = run.done, run.so_far(), run.done
-    saved = since = time.monotonic()
+    first, checked, finite, saved = state.done, state.done, state.so_far(), time.monotonic()
     check_every = max(1, min(50, iterations // 20))
-    quiet = progress is None or distributed.rank() > 0
-    bar = tqdm(total=iterations, initial=first, desc=progress, file=sys.stdout, bar_format=BAR, disable=quiet)
-    stop = _Interrupt()
-    try:
-        with stop:
+    line = ProgressLine(None if distributed.rank() else progress, first, iterations, tasks)
+    interruption = Interruption(quiet=distributed.rank() > 0, echoed=distributed.size() > 1)
+    with contextlib.closing(line), interruption:
+        try:
             for i in range(first, iterations):
                 batch = sampler(tasks, generator=generator)
                 if i == first:
                     check_batch(batch)
                 if watch is not None and i % watch_every == 0:
-                    watch(i, run.so_far())
-                own = distributed.share(batch)
-                result = _meta_gradient(method, loss, run, own, steps, step_weights(multi_step, steps, i))
-                with stop.held():
-                    run.step(i, result, method, tasks)
+                    watch(i, state.so_far())
+                own, weights = distributed.share(batch), step_weights(multi_step, steps, i)
+                more = {} if weights is None else {"step_weights": weights.to(own.support_x)}
+                result = method(loss, state.theta, own, state.alpha, steps, **more)
+                mean = distributed.mean(result, _alpha_gradient(result, state, method), tasks)
+                with interruption.held():
+                    state.step(*mean, cosine(i, iterations) if schedule == "cosine" else 1.0)
                     drawn = generator.get_state()
-                if run.done % check_every and run.done < iterations and not (stop.asked and distributed.size() == 1):
+                at_once = interruption.asked and distributed.size() == 1
+                if state.done % check_every and state.done < iterations and not at_once:
                     continue  # reading a loss waits for the device: not every iteration
-                bar.update(run.done - bar.n)
-                recent = run.losses[checked : run.done].mean().item()
+                recent = state.losses[checked : state.done].mean().item()
                 if not math.isfinite(recent):
-                    if not quiet:
-                        bar.close()
-                    warnings.warn(
-                        f"training stopped at iteration {run.done}: the query loss is not finite (α or lr too large?). "
-                        f"Returning the last finite parameters, of iteration {len(good.history['query_loss'])}",
-                        stacklevel=2,
-                    )
-                    return good
-                if validate is not None and _due(run.done, check_every, validate_every, iterations):
-                    run.validated.append((run.done, float(validate(run.so_far()))))
-                now = time.monotonic()
-                bar.set_postfix_str(_postfix(recent, run, tasks * (run.done - checked) / (now - since)))
-                checked, good, since = run.done, run.so_far(), now
-                if distributed.any_rank(stop.asked is not None, run.losses.device):
-                    raise KeyboardInterrupt
+                    line.close()
+                    return _diverged(state, finite)
+                if validate is not None and _due(state.done, check_every, validate_every, iterations):
+                    state.validated.append((state.done, float(validate(state.so_far()))))
+                line.update(state.done, recent, state.validated[-1][1] if state.validated else None)
+                checked, finite = state.done, state.so_far()
+                if distributed.any_rank(interruption.asked is not None, state.losses.device):
+                    break
                 if time.monotonic() - saved > save_every:
                     save()
                     saved = time.monotonic()
-    except KeyboardInterrupt:
+        except KeyboardInterrupt:
+            pass
+        except distributed.PeerLost as error:
+            interruption.hold()
+            save()
+            raise distributed.PeerLost(f"{error}: {_stopped_after(state, iterations, path)}") from None
+        interruption.hold()
         save()
-        if distributed.rank() == 0:
-            kept = f"; resume from {path}" if path is not None else ""
-            done = f"interrupted after {run.done} of {iterations} iterations"
-            print(f"\n{done}: returning what was learned so far{kept}")
-        return run.so_far()
-    finally:
-        bar.close()
-    save()
-    return run.so_far()
+    if state.done < iterations and distributed.rank() == 0:
+        say(f"\n{_stopped_after(state, iterations, path)}")
+    return state.so_far()
 
 
-def _meta_gradient(method, loss, run, batch, steps, weights):
-    more = {} if weights is None else {"step_weights": weights.to(batch.support_x)}
-    return method(loss, run.theta, batch, run.alpha, steps, **more)
+def _whole(name: str, value: int, least: int) -> int:
+    """value as a plain int, from anything that counts as a whole number (NumPy's, a 0-d integer tensor)."""
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name}={value!r}; expected a whole number, {least} or more")
+    return number
+
+
+def _restore(state: TrainingState, path: Path | None, settings: dict[str, object], generator: torch.Generator) -> None:
+    if path is None:
+        raise ValueError("resume=True needs checkpoint=FILE to resume from")
+    stored = read_checkpoint(path) if distributed.rank() == 0 and path.exists() else None
+    stored = distributed.from_rank_0(stored)
+    if stored is not None:
+        state.restore(path, stored, settings, generator)
+    elif distributed.rank() == 0:
+        say(f"no checkpoint at {path}: starting afresh")
+
+
+def _alpha_gradient(result: MetaGradient, state: TrainingState, method: MetaGradientFunction) -> list[Tensor]:
+    if not state.step_sizes:
+        return []
+    if result.alpha_gradient is None:
+        raise ValueError(f"{name_of(method)} gives no gradient for α; learn_alpha works with maml and fomaml")
+    return [torch.as_tensor(g).to(size) for size, g in zip(state.step_sizes, flat_alpha(result.alpha_gradient))]
+
+
+def _diverged(state: TrainingState, finite: Trained) -> Trained:
+    if distributed.rank() == 0:
+        warn(
+            f"training stopped at iteration {state.done}: the query loss is not finite (α or lr too large?). Returning "
+            f"the last finite parameters, of iteration {len(finite.history['query_loss'])}"
+        )
+    return finite._replace(history={**finite.history, "diverged": torch.tensor(state.done)})
+
+
+def _stopped_after(state: TrainingState, iterations: int, path: Path | None) -> str:
+    kept = "returning what was learned so far" if path is None else f"resume from {path}"
+    return f"interrupted after {state.done} of {iterations} iterations; {kept}"
 
 
 def step_weights(multi_step: int, steps: int, i: int) -> Tensor | None:
@@ -189,140 +202,8 @@ def cosine(i: int, iterations: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * i / iterations))
 
 
-def _due(now, check_every, every, iterations):
+def _due(now: int, check_every: int, every: int, iterations: int) -> bool:
     """Whether a multiple of `every` lies since the look before this one; never between two regular looks."""
     if now == iterations:
         return True
     return now % check_every == 0 and now // every > (now - check_every) // every
-
-
-def _postfix(recent, run, rate):
-    text = f"query loss {recent:.3f}"
-    if run.validated:
-        text += f", validation {run.validated[-1][1]:.3f}"
-    if run.done < run.iterations:  # the last state stays on the page: nothing in it that differs from run to run
-        seconds = int((run.iterations - run.done) * run.tasks / rate)
-        text += f", {rate:.0f} tasks/s, {seconds // 60}:{seconds % 60:02d} left"
-    return text
-
-
-class _Run:
-    """What changes while training: θ, α, Adam, the losses so far."""
-
-    def __init__(self, model, alpha, lr, schedule, learn_alpha, alpha_lr, clip, iterations):
-        self.theta = {name: p.detach().clone() for name, p in model.theta.items()}
-        like = next(iter(self.theta.values()))
-        if learn_alpha:
-            alpha = map_alpha(lambda rate: torch.as_tensor(rate, dtype=like.dtype, device=like.device).clone(), alpha)
-        self.alpha = alpha
-        self.rates = flat_alpha(alpha) if learn_alpha else []
-        groups = [{"params": list(self.theta.values()), "lr": lr}]
-        if self.rates:
-            groups.append({"params": self.rates, "lr": alpha_lr})
-        self.adam = torch.optim.Adam(groups)
-        self.first_rates = [group["lr"] for group in self.adam.param_groups]
-        self.schedule, self.clip, self.iterations = schedule, clip, iterations
-        self.losses = torch.zeros(iterations, dtype=torch.float32, device=like.device)
-        self.validated: list[tuple[int, float]] = []
-        self.done, self.tasks = 0, 0
-        self.before, self.started = 0.0, time.monotonic()  # seconds of the runs that this one resumes
-
-    def step(self, i, result, method, tasks):
-        """One step of Adam along the mean meta-gradient of all `tasks` (over all ranks)."""
-        self.tasks = tasks
-        of_rates = [g.to(rate) for rate, g in zip(self.rates, _alpha_gradient(result, method))] if self.rates else []
-        gradient, of_rates, self.losses[i] = distributed.mean(result, of_rates, tasks)
-        for name, p in self.theta.items():
-            p.grad = gradient[name]
-        for rate, g in zip(self.rates, of_rates):
-            rate.grad = g
-        if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(list(self.theta.values()), self.clip)
-        if self.schedule == "cosine":
-            for group, first in zip(self.adam.param_groups, self.first_rates):
-                group["lr"] = first * cosine(i, self.iterations)
-        self.adam.step()
-        self.done = i + 1
-
-    def so_far(self) -> Trained:
-        seconds = self.before + time.monotonic() - self.started
-        history = {"query_loss": self.losses[: self.done].cpu(), "seconds": torch.tensor(seconds, dtype=torch.float64)}
-        if self.validated:
-            history["validation"] = torch.tensor(self.validated, dtype=torch.float64)
-        alpha = map_alpha(lambda rate: rate.detach().clone() if isinstance(rate, Tensor) else rate, self.alpha)
-        return Trained({name: p.detach().clone() for name, p in self.theta.items()}, alpha, history)
-
-    def state(self, drawn, settings) -> dict:
-        """All that a checkpoint holds."""
-        return {
-            "theta": {name: p.cpu() for name, p in self.theta.items()},
-            "alpha": map_alpha(lambda rate: rate.cpu() if isinstance(rate, Tensor) else rate, self.alpha),
-            "adam": self.adam.state_dict(),
-            "generator": drawn,
-            **self.so_far().history,
-            "settings": settings,
-        }
-
-    def restore(self, path, state, settings, generator):
-        if "adam" not in state:
-            raise ValueError(f"{path} holds final parameters only, not a run to resume; start without resume")
-        same_model(path, state["theta"], self.theta)
-        for name, value in settings.items():
-            if state["settings"].get(name) != value:
-                raise ValueError(
-                    f"{path} is of a run with {name}={state['settings'].get(name)}, and {name}={value} is asked for "
-                    "now; give the same settings to resume, or another checkpoint file to start afresh"
-                )
-        for name, p in self.theta.items():
-            p.copy_(state["theta"][name])
-        for rate, stored in zip(self.rates, flat_alpha(state["alpha"])):
-            rate.copy_(stored)
-        self.adam.load_state_dict(state["adam"])
-        generator.set_state(state["generator"])
-        self.done = len(state["query_loss"])
-        self.losses[: self.done] = state["query_loss"].to(self.losses.device)
-        self.before = state["seconds"].item()
-        self.validated = [(int(i), score) for i, score in state.get("validation", torch.zeros(0, 2)).tolist()]
-
-
-class _Interrupt:
-    """Ctrl-C and SIGTERM wait until the iteration is whole; a second Ctrl-C waits for nothing but the step of Adam.
-
-    (One Ctrl-C reaches a rank twice: from the terminal, and as SIGTERM from torchrun.)
-    """
-
-    def __init__(self):
-        self.asked, self.again, self.holding = None, False, False
-
-    def __enter__(self):
-        self.previous = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self.previous = {which: signal.signal(which, self._ask) for which in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error):
-        for which, handler in self.previous.items():
-            signal.signal(which, handler)
-
-    def _ask(self, which, frame):
-        self.again = self.again or which == self.asked
-        self.asked = which
-        if self.again and not self.holding:
-            raise KeyboardInterrupt
-
-    @contextlib.contextmanager
-    def held(self):
-        """Within, θ, Adam and the generator change together, and no interruption comes."""
-        self.holding = True
-        try:
-            yield
-        finally:
-            self.holding = False
-        if self.again:
-            raise KeyboardInterrupt
-
-
-def _alpha_gradient(result, method):
-    if result.alpha_gradient is None:
-        raise ValueError(f"{name_of(method)} gives no gradient for α; learn_alpha works with maml and fomaml")
-    return flat_alpha(result.alpha_gradient)

@@ -196,7 +196,7 @@ def test_generators_start_alike(said):
         (1e-14, 0.0, True),
         (
             {"a": torch.tensor(1.0), "b": torch.tensor(1e-12)},
-            {"a": torch.tensor(1.0), "b": torch.tensor(0.0)},
+            {"a": torch.tensor(1.0), "b": torch.tensor(1e-15)},
             True,
         ),
         (

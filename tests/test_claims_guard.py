@@ -20,13 +20,17 @@ def failed_claims(result):
     return {line for line in result.stdout.splitlines() if line.startswith("✗")}
 
 
-@pytest.mark.parametrize("number", ("02", "03", "04", "05"))
+# The cell by which a claim must have turned. What comes after it is not run: most of the training, in 04 and 05.
+LAST_CELL = {"02": "nb02-package", "03": "nb03-57", "04": "nb04-29", "05": "nb05-17"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", LAST_CELL)
 def test_some_claim_turns(number):
     (path,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
-    cells = nbformat.read(path, as_version=4).cells
-    setup = next(cell for cell in cells if cell.cell_type == "code")
-    sound = run_apart(path, {})
-    broken = run_apart(path, {f"cell:{setup.id}": setup.source + NO_HESSIAN})
+    setup = next(cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    sound = run_apart(path, {}, LAST_CELL[number])
+    broken = run_apart(path, {f"cell:{setup.id}": setup.source + NO_HESSIAN}, LAST_CELL[number])
     assert sound.returncode == 0, report(sound)
     assert broken.returncode == 0, report(broken)
     assert failed_claims(broken) - failed_claims(sound), "no claim noticed that the Hessian term is gone"

@@ -57,5 +57,5 @@ def test_a_task_that_diverged_gets_nan_and_leaves_the_others_alone():
     params = expand_over_tasks(problem.theta, 3)
     alone = extreme_curvatures(problem.loss, params, *problem.batch[:2])
     broken = {n: torch.cat([torch.full_like(p[:1], torch.nan), p[1:]]) for n, p in params.items()}
-    for found, expected in zip(extreme_curvatures(problem.loss, broken, *problem.batch[:2]), alone):
-        assert found[0].isnan() and torch.allclose(found[1:], expected[1:])
+    for extremes, expected in zip(extreme_curvatures(problem.loss, broken, *problem.batch[:2]), alone):
+        assert extremes[0].isnan() and torch.allclose(extremes[1:], expected[1:])

@@ -74,8 +74,8 @@ def test_training_steps_of_the_notebook(name, suspects):
 
 @pytest.mark.parametrize("name", EXPECTED_WITH_BATCH_NORM)
 def test_batch_norm_of_the_notebook(name, suspects):
-    found = diagnose(from_training_step(suspects[name], batch_norm=True))
-    assert found.verdict == EXPECTED_WITH_BATCH_NORM[name]
+    diagnosis = diagnose(from_training_step(suspects[name], batch_norm=True))
+    assert diagnosis.verdict == EXPECTED_WITH_BATCH_NORM[name]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -103,22 +103,22 @@ def noisy(loss, theta, batch, alpha, steps):
 
 
 def writes_into_the_batch(loss, theta, batch, alpha, steps):
-    found = maml(loss, theta, batch, alpha, steps)
+    result = maml(loss, theta, batch, alpha, steps)
     batch.support_x.mul_(2)
-    return found
+    return result
 
 
 def keeps_theta_off_by_a_little(loss, theta, batch, alpha, steps):
-    found = maml(loss, theta, batch, alpha, steps)
+    result = maml(loss, theta, batch, alpha, steps)
     with torch.no_grad():
         theta["b1"].add_(1e-12)
-    return found
+    return result
 
 
 def freezes_theta(loss, theta, batch, alpha, steps):
-    found = maml(loss, theta, batch, alpha, steps)
+    result = maml(loss, theta, batch, alpha, steps)
     theta["w1"].requires_grad_(False)
-    return found
+    return result
 
 
 def half_the_loss(loss, theta, batch, alpha, steps):
@@ -126,9 +126,9 @@ def half_the_loss(loss, theta, batch, alpha, steps):
 
 
 def clips_at_ten(loss, theta, batch, alpha, steps):
-    found = maml(loss, theta, batch, alpha, steps).gradient
-    length = sum(g.square().sum() for g in found.values()).sqrt()
-    return {name: g * min(1.0, 10 / length) for name, g in found.items()}
+    gradient = maml(loss, theta, batch, alpha, steps).gradient
+    length = sum(g.square().sum() for g in gradient.values()).sqrt()
+    return {name: g * min(1.0, 10 / length) for name, g in gradient.items()}
 
 
 def weighted(loss, theta, batch, alpha, steps):
@@ -194,6 +194,12 @@ CASES = {
     "mean taken twice": (scaled(lambda batch, *_: 1 / len(batch.support_x)), "scale", "number of tasks"),
     "divided by K": (scaled(lambda batch, alpha, steps: 1 / steps), "scale", "number of inner steps"),
     "times α": (scaled(lambda batch, alpha, steps: alpha), "scale", "multiplied by α"),
+    "times αK": (scaled(lambda batch, alpha, steps: alpha * steps), "scale", "number of inner steps and α"),
+    "α over T": (
+        scaled(lambda batch, alpha, steps: alpha / len(batch.support_x)),
+        "scale",
+        "α over the number of tasks",
+    ),
     "times 3": (scaled(lambda *_: 3.0), "scale", "off by"),
     "α times N·k": (with_alpha(lambda batch, steps: batch.support_x.shape[1]), "alpha", "support examples"),
     "α over N": (with_alpha(lambda batch, steps: 1 / batch.support_y.shape[2]), "alpha", "outputs"),
@@ -229,8 +235,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_verdict_and_words(case):
     function, verdict, words = CASES[case]
-    found = diagnose(function)
-    assert found.verdict == verdict and words in found.explanation, found
+    diagnosis = diagnose(function)
+    assert diagnosis.verdict == verdict and words in diagnosis.explanation, diagnosis
 
 
 def test_every_verdict_is_listed_and_can_be_reached():
@@ -258,8 +264,8 @@ def test_what_a_step_leaves_behind(suspects):
         suspects["good_step"](net, batch, alpha, steps)
         net.eval()
 
-    found = diagnose(from_training_step(ends_in_eval, batch_norm=True))
-    assert found.verdict == "non-deterministic" and "left behind" in found.explanation
+    diagnosis = diagnose(from_training_step(ends_in_eval, batch_norm=True))
+    assert diagnosis.verdict == "non-deterministic" and "left behind" in diagnosis.explanation
 
 
 def test_a_step_that_returns_and_one_that_is_not_wrapped(suspects):

@@ -124,8 +124,8 @@ def runs(function, problem):
     loss, theta, batch, alpha, steps, _ = problem
     try:
         given = {name: p.clone().requires_grad_() for name, p in theta.items()}
-        found = function(loss, given, TaskBatch(*(field.clone() for field in batch)), alpha, steps)
-        return all(found[name].shape == p.shape and found[name].isfinite().all() for name, p in theta.items())
+        gradient = function(loss, given, TaskBatch(*(field.clone() for field in batch)), alpha, steps)
+        return all(gradient[name].shape == p.shape and gradient[name].isfinite().all() for name, p in theta.items())
     except Exception:
         return False
 
@@ -133,7 +133,7 @@ def runs(function, problem):
 @pytest.fixture(scope="module")
 def other_problems():
     """None of those that `diagnose` uses."""
-    found = []
+    problems = []
     for seed, (tasks, support, query, steps) in enumerate(((4, 5, 3, 1), (3, 4, 6, 2), (2, 6, 4, 3)), start=50):
         generator = torch.Generator().manual_seed(seed)
         model = mlp((2, 4, 2), "tanh", generator, torch.float64)
@@ -141,8 +141,8 @@ def other_problems():
         sizes = ((support, 2), (support, 2), (query, 2), (query, 2))
         batch = TaskBatch(*(torch.randn(tasks, *s, generator=generator, dtype=torch.float64) for s in sizes))
         loss = mse(model.apply)
-        found.append((loss, theta, batch, 0.35, steps, autograd_maml(loss, theta, batch, 0.35, steps).gradient))
-    return found
+        problems.append((loss, theta, batch, 0.35, steps, autograd_maml(loss, theta, batch, 0.35, steps).gradient))
+    return problems
 
 
 def is_right(function, problems):
@@ -164,7 +164,7 @@ def test_of_200_mutations_that_run_none_is_called_exact_unless_it_is(other_probl
     mutants = itertools.islice((f for f in candidates if runs(f, other_problems[-1])), 200)
     verdicts = collections.Counter()
     for function in mutants:
-        found, right = diagnose(function), is_right(function, other_problems)
-        assert (found.verdict == "exact") == right, found
-        verdicts[found.verdict] += 1
+        diagnosis, right = diagnose(function), is_right(function, other_problems)
+        assert (diagnosis.verdict == "exact") == right, diagnosis
+        verdicts[diagnosis.verdict] += 1
     assert sum(verdicts.values()) == 200 and verdicts["exact"] < 100 and len(verdicts) > 8

@@ -95,8 +95,8 @@ def test_the_same_generator_gives_the_same_tasks():
         def sampler(tasks, generator):
             return SineTasks().sample(tasks, 5, generator=generator)
 
-        found = evaluate(model, mse(model.apply), sampler, 0.01, 2, tasks=30, chunk=20, generator=generator(seed))
-        return torch.stack([s.values for s in found])
+        scored = evaluate(model, mse(model.apply), sampler, 0.01, 2, tasks=30, chunk=20, generator=generator(seed))
+        return torch.stack([s.values for s in scored])
 
     assert torch.equal(scores(3), scores(3)) and not torch.equal(scores(3), scores(4))
     assert len(set(scores(3)[0].tolist())) == 30  # the second chunk is not the first again
@@ -105,15 +105,15 @@ def test_the_same_generator_gives_the_same_tasks():
 def test_a_list_of_step_sizes_repeats_its_last():
     problem = tanh_mlp(tasks=3)
     model = Model(problem.theta, apply=None)
-    rates = dict.fromkeys(problem.theta, 0.3)
+    sizes = dict.fromkeys(problem.theta, 0.3)
 
     def values(alpha):
         return torch.stack([s.values for s in evaluate(model, problem.loss, Pool(problem.batch), alpha, 4, tasks=3)])
 
-    assert torch.equal(values([0.1, rates]), values([0.1, rates, rates, rates]))
-    assert torch.equal(values([0.1, rates, 0.2, 0.4, 0.5]), values([0.1, rates, 0.2, 0.4]))
-    assert not torch.equal(values([0.1, rates]), values([rates, 0.1]))
-    with pytest.raises(ValueError, match="list of 0 rates"):
+    assert torch.equal(values([0.1, sizes]), values([0.1, sizes, sizes, sizes]))
+    assert torch.equal(values([0.1, sizes, 0.2, 0.4, 0.5]), values([0.1, sizes, 0.2, 0.4]))
+    assert not torch.equal(values([0.1, sizes]), values([sizes, 0.1]))
+    with pytest.raises(ValueError, match="list of 0 step sizes"):
         values([])
 
 
@@ -208,14 +208,14 @@ def test_modes_of_batch_norm():
     loss = cross_entropy(model.apply)
     phi = adapt(loss, model.theta, batch.support_x, batch.support_y, 0.4, 1)[-1]
     fixed = running_statistics(model, loss, lambda tasks, generator: batch, 0.4, 1, batches=2, tasks=12)
-    found = {}
+    scored = {}
     for name in ("transductive", "support", "one-query", "fixed"):
         mode = fixed if name == "fixed" else name
         scores = evaluate(model, loss, Pool(batch), 0.4, 1, 12, metric="accuracy", statistics=mode)
         guesses = torch.stack([logits(model, phi, batch, mode, t).argmax(1) for t in range(12)])
-        found[name] = scores[-1].values
-        assert torch.equal(found[name], (guesses == batch.query_y).double().mean(1))
-    assert len({tuple(values.tolist()) for values in found.values()}) == 4  # they are not the same thing
+        scored[name] = scores[-1].values
+        assert torch.equal(scored[name], (guesses == batch.query_y).double().mean(1))
+    assert len({tuple(values.tolist()) for values in scored.values()}) == 4  # they are not the same thing
 
 
 def test_running_statistics_follow_every_forward_pass():

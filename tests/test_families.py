@@ -1,20 +1,17 @@
-"""Starts computed from the support set: gradients by independent routes, what each start promises, the command."""
-
-import json
+"""Starts computed from the support set: gradients by independent routes, what each start promises."""
 
 import pytest
 import torch
 from support.problems import flat, relative, small_conv4, tanh_mlp
 
-from maml_edu.data.omniglot_files import Characters
 from maml_edu.data.sine import SineTasks
 from maml_edu.electives.conditioned_starts import (
     ConditionedModel,
     adapt_from,
-    autograd_maml_from,
     everywhere,
     maml_from,
 )
+from maml_edu.electives.heads import class_means, without_head
 from maml_edu.electives.hypernetworks import hypernetwork
 from maml_edu.electives.neural_processes import (
     gaussian,
@@ -23,12 +20,11 @@ from maml_edu.electives.neural_processes import (
     neural_process,
     neural_process_classifier,
 )
-from maml_edu.electives.prototypes import class_means, prototype_head, prototypical, without_head
-from maml_edu.engine.checkpoint_files import load_checkpoint
+from maml_edu.electives.prototypes import prototype_head, prototypical
 from maml_edu.evaluation import evaluate
-from maml_edu.experiments import comparison as families
 from maml_edu.meta_gradient import maml
 from maml_edu.models import conv4, cross_entropy, mlp, mse
+from maml_edu.reference import autograd_maml
 
 
 def seed(number):
@@ -42,8 +38,11 @@ def double(make, *arguments, **more):
 HEAD = ("w2", "b2")
 CONV = double(conv4, 3, 2, 8)
 NET = double(mlp, (64, 5, 3), activation="tanh")  # reads the pixels of the same pictures
-PROCESS = double(neural_process, (1, 5, 4, 2), features=3, activation="tanh")
-FAMILIES = {
+PROCESS = neural_process((1, 5, 4, 2), seed(2))
+PROCESS = PROCESS._replace(
+    model=PROCESS.model._replace(theta={name: p.double() for name, p in PROCESS.model.theta.items()})
+)
+STARTS = {
     "maml": ConditionedModel(CONV, everywhere),
     "prototypes": prototypical(CONV, 3),
     "hypernetwork": hypernetwork(CONV, 3, 4, seed(1)),
@@ -57,19 +56,19 @@ SINES = SineTasks().sample(3, 4, 6, seed(3), torch.float64)
 
 
 def setting(name):
-    found = FAMILIES[name]
+    learner = STARTS[name]
     if name == "process":
-        return found, gaussian_nll(found.model.apply), SINES, 0.05
-    return found, cross_entropy(found.model.apply), PICTURES, 0.1
+        return learner, gaussian_nll(learner.model.apply), SINES, 0.05
+    return learner, cross_entropy(learner.model.apply), PICTURES, 0.1
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", STARTS)
 def test_the_meta_gradient_agrees_with_autograd_and_differences(name, steps):
-    found, loss, batch, alpha = setting(name)
-    theta = found.model.theta
-    got = maml_from(found.start)(loss, theta, batch, alpha, steps)
-    judge = autograd_maml_from(found.start)(loss, theta, batch, alpha, steps)
+    learner, loss, batch, alpha = setting(name)
+    theta = learner.model.theta
+    got = maml_from(learner.start)(loss, theta, batch, alpha, steps)
+    judge = autograd_maml(loss, theta, batch, alpha, steps, start=learner.start)
     assert relative(got.gradient, judge.gradient) < 1e-9
     assert torch.allclose(got.query_loss, judge.query_loss) and list(got.phi) == list(judge.phi)
     assert abs(got.alpha_gradient - judge.alpha_gradient) < 1e-9 * (1 + abs(judge.alpha_gradient))
@@ -77,19 +76,20 @@ def test_the_meta_gradient_agrees_with_autograd_and_differences(name, steps):
 
     def query_loss(epsilon):
         moved = {n: p + epsilon * direction[n] for n, p in theta.items()}
-        phi = adapt_from(found.start)(loss, moved, *batch[:2], alpha, steps)[-1]
+        phi = adapt_from(learner.start)(loss, moved, *batch[:2], alpha, steps)[-1]
         return loss(phi, *batch[2:]).mean().item()
 
     slope = (query_loss(1e-6) - query_loss(-1e-6)) / 2e-6
     assert abs(slope - flat(got.gradient) @ flat(direction)) < 2e-6 * max(abs(slope), 0.1)
 
 
-def test_rates_per_parameter_of_phi_and_their_gradient():
-    found, loss, batch, _ = setting("prototypes")
-    names = found.start(found.model.theta, *batch[:2])
-    assert set(names) - set(found.model.theta) == {"head.weight", "head.bias"}  # θ has no head, φ has
-    alpha = [dict.fromkeys(names, rate) for rate in (0.2, 0.4)]
-    got, judge = (m(found.start)(loss, found.model.theta, batch, alpha, 2) for m in (maml_from, autograd_maml_from))
+def test_step_sizes_per_parameter_of_phi_and_their_gradient():
+    learner, loss, batch, _ = setting("prototypes")
+    names = learner.start(learner.model.theta, *batch[:2])
+    assert set(names) - set(learner.model.theta) == {"head.weight", "head.bias"}  # θ has no head, φ has
+    alpha = [dict.fromkeys(names, size) for size in (0.2, 0.4)]
+    got = maml_from(learner.start)(loss, learner.model.theta, batch, alpha, 2)
+    judge = autograd_maml(loss, learner.model.theta, batch, alpha, 2, start=learner.start)
     assert relative(got.gradient, judge.gradient) < 1e-9
     for ours, theirs in zip(got.alpha_gradient, judge.alpha_gradient):
         assert all(abs(float(ours[n]) - float(theirs[n])) < 1e-9 for n in names)
@@ -107,18 +107,18 @@ def test_the_start_that_ignores_the_support_set_is_maml():
 @pytest.mark.parametrize("name", ["prototypes", "process"])
 def test_the_inner_gradient_takes_every_part_of_phi_for_a_variable(name):
     """A head made from the body is not differentiated through in the inner step: plain descent from detached φ_0."""
-    found, loss, batch, alpha = setting(name)
-    phi = {n: p.detach() for n, p in found.start(found.model.theta, *batch[:2]).items()}
-    for expected in adapt_from(found.start)(loss, found.model.theta, *batch[:2], alpha, 2):
+    learner, loss, batch, alpha = setting(name)
+    phi = {n: p.detach() for n, p in learner.start(learner.model.theta, *batch[:2]).items()}
+    for expected in adapt_from(learner.start)(loss, learner.model.theta, *batch[:2], alpha, 2):
         assert relative(expected, phi) < 1e-12
         leaf = {n: p.clone().requires_grad_() for n, p in phi.items()}
         g = torch.autograd.grad(loss(leaf, *batch[:2]).sum(), list(leaf.values()))
         phi = {n: p.detach() - alpha * d for (n, p), d in zip(leaf.items(), g)}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", STARTS)
 def test_cost_no_loop_over_tasks_and_no_graph_kept(name):
-    found, loss, batch, alpha = setting(name)
+    learner, loss, batch, alpha = setting(name)
     counts = []
     for tasks in (1, len(batch.support_x)):
         part = type(batch)(*(t[:tasks] for t in batch))
@@ -126,45 +126,45 @@ def test_cost_no_loop_over_tasks_and_no_graph_kept(name):
 
         def start(*arguments, calls=calls):
             calls.append("start")
-            return found.start(*arguments)
+            return learner.start(*arguments)
 
         def counted(*arguments, calls=calls):
             calls.append("loss")
             return loss(*arguments)
 
-        result = maml_from(start)(counted, found.model.theta, part, alpha, 2)
+        result = maml_from(start)(counted, learner.model.theta, part, alpha, 2)
         counts.append(calls)
     assert counts[0] == counts[1] and counts[0].count("start") == 1
     assert not any(p.requires_grad for p in [*result.phi.values(), *result.gradient.values(), result.query_loss])
-    path = adapt_from(found.start)(loss, found.model.theta, *batch[:2], alpha, 2)
+    path = adapt_from(learner.start)(loss, learner.model.theta, *batch[:2], alpha, 2)
     assert len(path) == 3 and not any(p.requires_grad for phi in path for p in phi.values())
 
 
 # ---------------------------------------------------------------- what each start promises
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", STARTS)
 def test_the_order_of_the_support_examples_does_not_matter(name):
-    found, _, batch, _ = setting(name)
+    learner, _, batch, _ = setting(name)
     order = torch.randperm(batch.support_x.shape[1], generator=seed(4))
-    first = found.start(found.model.theta, *batch[:2])
-    second = found.start(found.model.theta, batch.support_x[:, order], batch.support_y[:, order])
+    first = learner.start(learner.model.theta, *batch[:2])
+    second = learner.start(learner.model.theta, batch.support_x[:, order], batch.support_y[:, order])
     assert relative(first, second) < 1e-9
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", STARTS)
 def test_a_start_sees_its_own_task_only(name):
-    found, _, batch, _ = setting(name)
-    together = found.start(found.model.theta, *batch[:2])
-    alone = found.start(found.model.theta, batch.support_x[1:2], batch.support_y[1:2])
+    learner, _, batch, _ = setting(name)
+    together = learner.start(learner.model.theta, *batch[:2])
+    alone = learner.start(learner.model.theta, batch.support_x[1:2], batch.support_y[1:2])
     assert relative({n: p[1:2] for n, p in together.items()}, alone) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["prototypes", "hypernetwork", "hypernetwork, mlp"])
 def test_other_labels_only_permute_the_head(name):
-    found, _, batch, _ = setting(name)
+    learner, _, batch, _ = setting(name)
     turned = (batch.support_y + 1) % 3
-    first, second = (found.start(found.model.theta, batch.support_x, y) for y in (batch.support_y, turned))
+    first, second = (learner.start(learner.model.theta, batch.support_x, y) for y in (batch.support_y, turned))
     weight, bias = HEAD if "mlp" in name else ("head.weight", "head.bias")
     assert torch.allclose(second[weight], first[weight].roll(1, -1))
     assert torch.allclose(second[bias], first[bias].roll(1, -1))
@@ -194,10 +194,10 @@ def test_the_embedding_is_what_the_head_reads():
 def test_reading_r_beside_x_is_the_generated_bias():
     """The decoder of (x, r), written out, is φ_0."""
     theta, (x, y, query, _) = PROCESS.model.theta, SINES
-    encoder = double(mlp, (2, 5, 4, 3), activation="tanh")
+    encoder = double(mlp, (2, 5, 4, 40))
     r = encoder.apply({n: theta[f"encoder.{n}"] for n in encoder.theta}, torch.cat([x, y], 2)).mean(1, keepdim=True)
     both = torch.cat([query, r.expand(-1, query.shape[1], -1)], 2)
-    wide = double(mlp, (4, 5, 4, 2), activation="tanh")
+    wide = double(mlp, (41, 5, 4, 2))
     first = {"w1": torch.cat([theta["w1"], theta["reader"]])}
     expected = wide.apply({**{n: theta[n] for n in wide.theta}, **first}, both)
     assert torch.allclose(PROCESS.model.apply(PROCESS.start(theta, x, y), query), expected)
@@ -213,9 +213,11 @@ def test_gaussian_loss_is_that_of_torch():
 
 
 def test_evaluate_takes_a_start():
-    found, loss, _, _ = setting("process")
+    learner, loss, _, _ = setting("process")
     sample = lambda n, generator: SineTasks().sample(n, 4, 6, generator, torch.float64)  # noqa: E731
-    scores = evaluate(found.model, mse(mean_only(found.model.apply)), sample, 0.01, 2, 5, adapt=adapt_from(found.start))
+    scores = evaluate(
+        learner.model, mse(mean_only(learner.model.apply)), sample, 0.01, 2, 5, adapt=adapt_from(learner.start)
+    )
     assert [s.step for s in scores] == [0, 1, 2]
 
 
@@ -240,62 +242,3 @@ def test_clear_errors():
         PROCESS.start(PROCESS.model.theta, SINES.support_x, SINES.support_y.expand(-1, -1, 2))
     with pytest.raises(ValueError, match="must be equal"):
         gaussian_nll(PROCESS.model.apply)(PROCESS.start(PROCESS.model.theta, *SINES[:2]), SINES.query_x, SINES[1])
-    with pytest.raises(ValueError, match="unknown method"):
-        families.family("maml++", 5)
-
-
-# ---------------------------------------------------------------- the command
-
-
-def noise(classes):
-    """Characters without any meaning, made in no time."""
-    images = torch.randint(0, 256, (classes, 20, 28, 28), generator=seed(0), dtype=torch.uint8)
-    return Characters(images, [f"character{i:03}" for i in range(classes)], [""] * classes, "glyphs")
-
-
-def test_the_command_writes_a_result(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(families, "characters", lambda source: noise(81))
-    monkeypatch.setattr(families, "studies", lambda *a: {"tasks": 0})
-    out = tmp_path / "run"
-    arguments = [
-        "--method",
-        "protomaml",
-        "--dataset",
-        "glyphs",
-        "--tasks",
-        "16",
-        "--test-tasks",
-        "4",
-        "--out",
-        str(out),
-    ]
-    assert families.main(arguments) == 0
-    stored = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    assert stored["method"] == "protomaml" and [s["step"] for s in stored["per_step"]] == [0, 1]
-    assert stored["protocol"]["iterations"] == 2 and set(stored["protocol"]["alpha"][0]) >= {"head.weight", "head.bias"}
-    assert stored["provenance"]["command"].startswith("python -m maml_edu.experiments.comparison --method protomaml")
-    before = (out / "result.json").read_bytes()
-    assert families.main(arguments) == 0  # finished: nothing is trained again
-    again = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    assert again["per_step"] == json.loads(before)["per_step"]
-    with pytest.raises(SystemExit):
-        families.main(["--method", "maml", "--tasks", "3", "--out", str(out)])
-    with pytest.raises(SystemExit):
-        families.main(["--method", "maml", "--dataset", "sine", "--out", str(out)])
-
-
-def test_studies_look_at_every_kind_of_task():
-    validation = noise(20)
-    for method in ("protomaml", "process"):
-        theta = families.family(method, 5, 2, seed(0)).model.theta
-        found = families.studies(method, theta, 0.0, 5, 1, 2, validation, 1, 0)
-        assert set(found["shots"]) == {"1", "5", "10"} and all(len(s) == 11 for s in found["shots"].values())
-        assert (found["ways"]["20"] is None) == (method == "process") and found["ways"]["5"] is not None
-
-
-def test_the_sine_command(tmp_path):
-    assert families.main(["--dataset", "sine", "--tasks", "50", "--out", str(tmp_path)]) == 0
-    trained, settings = load_checkpoint(tmp_path / "final.pt", neural_process().model)
-    assert settings["protocol"]["iterations"] == 2 and "--dataset sine" in settings["provenance"]["command"]
-    for name, points in (("sine_process", "1 to 10"), ("sine_process_ten", 10)):
-        assert load_checkpoint(name, neural_process().model)[1]["protocol"]["shots"] == points

@@ -30,12 +30,13 @@ def displayed(monkeypatch):
 def notebook():
     """What the notebook hands to `playground`: its drawing function, its sliders, its stills."""
     cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
-    last = next(i for i, source in enumerate(cells) if source.startswith("playground("))
+    last = next(i for i, source in enumerate(cells) if source.startswith("figures.playground("))
     namespace, given = {"__name__": "notebook"}, {}
     for source in cells[:last]:
         exec(source, namespace)
-    namespace["playground"] = lambda draw, **more: given.update(more, draw=draw)
-    exec(cells[last], namespace)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "playground", lambda draw, **more: given.update(more, draw=draw))
+        exec(cells[last], namespace)
     return given
 
 

@@ -6,10 +6,22 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 from matplotlib.colors import is_color_like, to_rgb
 
+from maml_edu.evaluation import StepScore
 from maml_edu.figures import style
-from maml_edu.figures.style import COLOURS, STYLES, apply_style, explore, line, new_axes, points, show
+from maml_edu.figures.style import (
+    COLOURS,
+    STYLES,
+    apply_style,
+    explore,
+    line,
+    new_axes,
+    points,
+    show,
+    where_none_diverged,
+)
 
 MEANINGS = {"support", "query", "before", "after", "maml", "fomaml", "reptile", "joint", "oracle", "truth"}
 PNG = b"\x89PNG"
@@ -122,6 +134,15 @@ def test_an_error_in_one_frame_is_raised(displayed):
     plt.close("all")
     with pytest.raises(ValueError, match="at least one value"):
         explore(fails_at_two, [], "value", "never shown")
+
+
+def test_steps_with_a_diverged_task_have_no_mean_to_draw():
+    scores = [
+        StepScore(0, 4.0, 0.5, 3.9, 0, 9, torch.zeros(9)),
+        StepScore(1, None, None, 2.0, 1, 9, torch.zeros(9)),
+        StepScore(2, 1.0, 0.2, 0.9, 0, 9, torch.zeros(9)),
+    ]
+    assert where_none_diverged(scores) == ([0, 2], [4.0, 1.0], [0.5, 0.2])
 
 
 def test_topics_offer_distinct_names():

@@ -1,20 +1,16 @@
-"""Handouts: nothing is given away, or every exercise is solved and its check says so. Slides: they need no network."""
+"""Handouts: nothing is given away, or every exercise is solved and its check says so; nothing else is copied."""
 
 import ast
 import re
 import stat
-import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from maml_edu.__main__ import main
 from maml_edu.classroom.checks import check
 from maml_edu.classroom.exercises import registry
-from maml_edu.classroom.handouts import handout, solution_source, solved
-from maml_edu.classroom.slides import _markdown, slides, write_slides
+from maml_edu.classroom.handouts import handout, read_notebook, solution_source, solved, write_handout
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 PATHS = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
@@ -29,17 +25,17 @@ def code_cells(nb):
     return [cell for cell in nb.cells if cell.cell_type == "code"]
 
 
-# ---- Handouts
+# ---------------------------------------------------------------- solutions
 
 
 @pytest.mark.parametrize("number", registry())
-def test_every_solution_runs_by_itself_and_is_correct(number, capsys):
+def test_every_solution_runs_by_itself(number):
+    """With its own imports and helpers alone. That it is correct, the notebooks below show."""
     exercise = registry()[number]
     source = solution_source(exercise.reference, "mine", exercise.is_prediction)
     names = {}
     exec(compile(source, f"<solution {number}>", "exec"), names)
-    check(number, names["mine"])
-    assert capsys.readouterr().out.startswith(f"Exercise {number}: correct.")
+    assert names["mine"] is not None if exercise.is_prediction else names["mine"](*exercise.cases()[0]) is not None
 
 
 @each_notebook
@@ -95,9 +91,10 @@ def _is_check(node):
 
 def test_only_the_stub_is_replaced():
     source = 'STEPS = 3  # stays\n\n\ndef mine(loss, params, x, y, v):\n    return None\n\n\ncheck("3.1", mine)'
-    new = solved(source, {"import torch"})
-    assert new.startswith("STEPS = 3  # stays\n\n\ndef mine(") and new.endswith('\n\n\ncheck("3.1", mine)')
-    assert "return None" not in new and "create_graph=True" in new and "import torch" not in new
+    new = solved(source, {"import torch", "from maml_edu.tasks import Params"})
+    start = "STEPS = 3  # stays\n\n\nfrom maml_edu.tasks import Loss\nfrom torch import Tensor\n\n\ndef mine("
+    assert new.startswith(start) and new.endswith('\n\n\ncheck("3.1", mine)')
+    assert "return None" not in new and "create_graph=True" in new
     assert solved('x = 1\ncheck("99.9", x)') == 'x = 1\ncheck("99.9", x)'  # no such exercise
     with pytest.raises(ValueError, match="does not define"):
         solved('check("3.1", elsewhere)')
@@ -109,136 +106,162 @@ def test_a_wrong_answer_on_purpose_stays():
     assert [c.source for c in handout(nb, solutions=True).cells][1:] == cells[1:]
 
 
-def test_the_command_writes_a_folder_once(tmp_path, capsys):
-    out = tmp_path / "week 1" / "course"
-    chosen = [str(path) for path in PATHS[:2]]
-    assert main(["handout", str(out), *chosen]) == 0
-    assert sorted(p.name for p in out.glob("*.ipynb")) == [path.name for path in PATHS[:2]]
+# ---------------------------------------------------------------- the folder
+
+
+def write_notebook(path, source="1 + 1", output="2"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    printed = nbformat.v4.new_output("stream", text=output)
+    cell = nbformat.v4.new_code_cell(source, outputs=[printed])
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+    return path
+
+
+def files_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A folder with a lesson, what it reads, and much that is nobody's business."""
+    write_notebook(tmp_path / "lesson.ipynb")
+    write_notebook(tmp_path / "other.ipynb")
+    for name in (
+        "results/a.json",
+        "results/seeds/b.json",
+        "images/c.png",
+        "Documents/grades.csv",
+        "notes.txt",
+        ".ssh/id",
+        "results/.hidden",
+        "images/.ipynb_checkpoints/c.png",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return tmp_path
+
+
+HANDED_OUT = ["images/c.png", "lesson.ipynb", "results/a.json", "results/seeds/b.json"]
+
+
+def test_only_the_named_notebooks_and_what_they_read_are_copied(home, tmp_path_factory):
+    out = tmp_path_factory.mktemp("elsewhere") / "week 1" / "course"
+    assert write_handout(out, [home / "lesson.ipynb"]) == [out / "lesson.ipynb"]
+    assert files_below(out) == HANDED_OUT
+    assert not code_cells(read(out / "lesson.ipynb"))[0].outputs
+    assert (out / "results" / "seeds" / "b.json").read_text() == "results/seeds/b.json"
+    assert [path.name for path in out.parent.iterdir()] == ["course"]
+
+
+def test_the_series_is_the_default_and_comes_with_its_results(tmp_path):
+    written = write_handout(tmp_path / "course")
+    assert [path.name for path in written] == [path.name for path in PATHS]
     for folder in ("results", "images"):
-        assert {p.name for p in (out / folder).iterdir()} == {p.name for p in (NOTEBOOKS / folder).iterdir()}
-    assert not list(out.rglob("*.md"))
-    assert main(["handout", str(out), *chosen]) == 2  # somebody may have worked in it
-    assert "exists and may hold somebody's work" in capsys.readouterr().err
-    assert main(["handout", str(tmp_path / "other"), "nowhere.ipynb"]) == 2
-    assert not (tmp_path / "other").exists()
+        assert files_below(tmp_path / "course" / folder) == files_below(NOTEBOOKS / folder)
+    assert not (tmp_path / "course" / "teaching_guide.md").exists()
 
 
-def test_a_handout_can_be_written_from_a_read_only_course(tmp_path):
-    course, out = tmp_path / "course", tmp_path / "out"
-    assert main(["handout", str(course), str(PATHS[0])]) == 0
-    for path in course.rglob("*"):
+@pytest.mark.parametrize("beside", ["solved", "results/solved", "images/solved"])
+def test_an_earlier_handout_is_not_handed_out(beside, home, monkeypatch):
+    """Its notebooks hold the solutions."""
+    monkeypatch.chdir(home)
+    write_handout(beside, ["lesson.ipynb"], solutions=True)
+    write_handout("course", ["lesson.ipynb"])
+    assert [name for name in files_below(home / "course") if name.endswith(".ipynb")] == ["lesson.ipynb"]
+
+
+@pytest.mark.parametrize("out", ["course/day1", "results/course", "images/a/b"])
+def test_a_handout_does_not_copy_itself(out, home, monkeypatch):
+    monkeypatch.chdir(home)
+    write_handout(out, ["lesson.ipynb"])
+    assert files_below(home / out) == HANDED_OUT
+
+
+@pytest.mark.parametrize("there", ["folder", "file", "link to nothing"])
+def test_what_exists_is_left_alone(there, home):
+    out = home / "course"
+    if there == "folder":
+        write_notebook(out / "work.ipynb")
+    elif there == "file":
+        out.write_text("mine")
+    else:
+        out.symlink_to(home / "nowhere")
+    before = files_below(home)
+    with pytest.raises(FileExistsError, match="course exists and may hold somebody's work: name a new folder"):
+        write_handout(out, [home / "lesson.ipynb"])
+    assert files_below(home) == before
+
+
+def test_a_handout_that_fails_leaves_nothing_and_can_be_repeated(home, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device", str(target))
+
+    out = home / "course"
+    with monkeypatch.context() as disk:
+        disk.setattr("shutil.copyfile", full)
+        with pytest.raises(OSError, match="No space"):
+            write_handout(out, [home / "lesson.ipynb"])
+    before = sorted(path.name for path in home.iterdir())
+    assert before == [".ssh", "Documents", "images", "lesson.ipynb", "notes.txt", "other.ipynb", "results"]
+    write_handout(out, [home / "lesson.ipynb"])
+    assert files_below(out) == HANDED_OUT
+
+
+@pytest.mark.parametrize(
+    "content, error, message",
+    [
+        (None, FileNotFoundError, "there is no notebook .*bad.ipynb: give the path"),
+        ("name,grade", ValueError, "bad.ipynb isn't a notebook that can be read"),
+        ("{}", ValueError, "bad.ipynb isn't a notebook that can be read"),
+        ("[1, 2]", ValueError, "bad.ipynb isn't a notebook that can be read"),
+        (
+            '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{}]}',
+            ValueError,
+            "isn't a notebook that can",
+        ),
+        (b"\xff\xfe", ValueError, "bad.ipynb isn't a notebook that can be read"),
+    ],
+)
+def test_bad_notebooks_are_named_before_anything_is_written(content, error, message, home):
+    bad = home / "bad.ipynb"
+    if content is not None:
+        bad.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(error, match=message):
+        write_handout(home / "course", [home / "lesson.ipynb", bad])
+    assert not (home / "course").exists()
+
+
+def test_two_files_of_one_name_are_refused(home):
+    twin = write_notebook(home / "week 2" / "lesson.ipynb")
+    with pytest.raises(ValueError, match="two of the notebooks are called lesson.ipynb"):
+        write_handout(home / "course", [home / "lesson.ipynb", twin])
+    second = write_notebook(home / "week 2" / "second.ipynb")
+    (home / "week 2" / "results").mkdir()
+    (home / "week 2" / "results" / "a.json").write_text("another")
+    with pytest.raises(ValueError, match="two folders have a results/a.json"):
+        write_handout(home / "course", [home / "lesson.ipynb", second])
+    assert not (home / "course").exists()
+
+
+def test_a_handout_from_a_read_only_course_can_be_written_to(home):
+    for path in home.rglob("*"):
         path.chmod(path.stat().st_mode & ~0o222)
-    assert main(["handout", str(out), str(course / PATHS[0].name)]) == 0
-    assert (out / PATHS[0].name).stat().st_mode & stat.S_IWUSR
-    for path in [*course.rglob("*"), *out.rglob("*")]:
+    home.chmod(0o755)
+    out = home / "course"
+    write_handout(out, [home / "lesson.ipynb"])
+    assert all(path.stat().st_mode & stat.S_IWUSR for path in [out, *out.rglob("*")])
+    (home / "made by hand").mkdir()  # students may read the folder wherever they may read a new one
+    assert out.stat().st_mode == (home / "made by hand").stat().st_mode
+    for path in home.rglob("*"):
         path.chmod(path.stat().st_mode | 0o200)
 
 
-# ---- Slides
+def test_a_home_folder_is_a_home_folder(home, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    assert write_handout("~/course", ["~/lesson.ipynb"]) == [home / "course" / "lesson.ipynb"]
 
 
-class Loads(HTMLParser):
-    """What a browser would fetch by itself, and how many formulas it would draw."""
-
-    def __init__(self):
-        super().__init__()
-        self.fetched, self.formulas = [], 0
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.formulas += tag == "math"
-        names = ("src", "srcset", "poster", "data") + (("href",) if tag in ("link", "image", "use") else ())
-        self.fetched += [attrs[name] for name in names if name in attrs]
-
-
-@each_notebook
-def test_slides_need_no_network_and_no_file_beside_them(path, tmp_path):
-    stored, out = read(path), tmp_path / "slides.html"
-    if not any(cell.get("outputs") for cell in stored.cells):
-        pytest.skip("not run yet")
-    number = write_slides(path, out)
-    text = out.read_text(encoding="utf-8")
-    page = Loads()
-    page.feed(text)
-    assert all(url.startswith("data:image/png;base64,") for url in page.fetched)
-    pictures = [o for c in code_cells(stored) for o in c.outputs if "image/png" in o.get("data", {})]
-    assert len(page.fetched) == len(pictures)
-    assert not re.search(r"@import|url\(|import\(|fetch\(|XMLHttpRequest", text)
-    assert text.count("<section ") == number == text.count("</section>")
-    assert page.formulas > 0 and "merror" not in text
-    prose = re.sub(r'(?s)<code.*?</code>|<pre.*?</pre>|<style.*?</style>|<script.*?</script>|alt="[^"]*"', "", text)
-    assert "$" not in prose and "\\" not in prose  # no formula was left as TeX
-    assert [p.name for p in tmp_path.iterdir()] == ["slides.html"]
-
-
-@each_notebook
-def test_every_section_prediction_and_exercise_has_a_slide(path):
-    stored = read(path)
-    shown = slides(stored)
-    headings, text = {slide.heading for slide in shown}, "\n".join(c.source for c in stored.cells if "#" in c.source)
-    assert set(re.findall(r"(?m)^### (Exercise .*)$", text)) <= headings
-    source = "\n".join(c.source for c in stored.cells if c.cell_type == "markdown")
-    assert sum(slide.kind == "question" for slide in shown) == source.count("**Predict.**")
-    sections = set(re.findall(r"(?m)^## (\d+ · .*)$", source))
-    assert len(sections - headings) <= 1  # a section of prose alone has nothing to show
-    assert shown[0].kind == "title" and shown[0].heading.startswith(path.name[:2])
-
-
-def test_prose_is_in_the_notes_and_claims_are_below_their_figure():
-    md, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
-    figure = nbformat.v4.new_output("display_data", {"image/png": "QUJD"}, metadata={"image/png": {"alt": 'a "b"'}})
-    printed = nbformat.v4.new_output(
-        "stream", text="training 100%|███|\nα  0.1\n✓ it holds\nExercise 1.1: not done yet.\n"
-    )
-    cells = [
-        md("# 01 · Title\n\nWhat it is about."),
-        md("## 1 · First\n*minutes so far: 0*\n\nLong prose.\n\nThe step is\n\n$$\\theta - \\alpha g$$\n\nMore prose."),
-        md("**Predict.** Up or down?"),
-        code("draw()", outputs=[figure, printed]),
-        md("Down. [02](02.ipynb) says [why](https://example.org).\n\nTwo points:\n- one\n- two"),
-    ]
-    title, step, question, picture, numbers, points = slides(nbformat.v4.new_notebook(cells=cells))
-    assert title.heading == "01 · Title" and "What it is about." in title.body[0]
-    assert step.heading == question.heading == "1 · First" and "<math" in "".join(step.body)
-    assert "The step is" in "".join(step.body) and "prose" not in "".join(step.body)
-    assert "Long prose" in "".join(step.notes) and "More prose" in "".join(step.notes)
-    assert question.kind == "question" and "Up or down?" in question.body[0]
-    assert "a &quot;b&quot;" in picture.body[0] and picture.kind == "figure"
-    assert "α  0.1" in numbers.body[0] and "it holds" in numbers.body[1]
-    assert "100%" not in str(numbers) and "not done" not in str(numbers)
-    assert "Down. 02 says" in numbers.notes[0] and 'href="https://example.org"' in numbers.notes[0]
-    assert "Two points:" in points.body[0] and "<li>one</li>" in points.body[1]
-
-
-def test_a_formula_that_cannot_be_drawn_is_refused():
-    for tex, drawn in ((r"\begin{aligned}a &= b \\ c &= d\end{aligned}", True), (r"\nosuchcommand x", False)):
-        cells = [nbformat.v4.new_markdown_cell(f"# T\n\n$${tex}$$")]
-        if drawn:
-            assert "<mtable" in "".join(slides(nbformat.v4.new_notebook(cells=cells))[0].body)
-        else:
-            with pytest.raises(ValueError, match="nosuchcommand"):
-                slides(nbformat.v4.new_notebook(cells=cells))
-
-
-def test_a_long_table_goes_on_on_the_next_slide():
-    table = "| term | meaning |\n|---|---|\n" + "\n".join(f"| word {i} | ... |" for i in range(25))
-    made = slides(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# T\n\n## 1 · Words\n\n{table}")]))
-    assert [slide.heading for slide in made[1:]] == ["1 · Words"] * 3
-    assert all("<th>term</th>" in "".join(slide.body) for slide in made[1:]) and "word 24" in made[-1].body[0]
-
-
-def test_slides_of_a_notebook_without_outputs_are_refused(tmp_path, capsys):
-    course = tmp_path / "course"
-    assert main(["handout", str(course), str(PATHS[0])]) == 0
-    assert main(["slides", str(course / PATHS[0].name), str(tmp_path / "slides.html")]) == 2
-    assert "run it first" in capsys.readouterr().err
-
-
-def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "latex2mathml", None)
-    for name in [name for name in sys.modules if name.startswith("latex2mathml.")]:
-        monkeypatch.delitem(sys.modules, name)
-    _markdown.cache_clear()
-    assert main(["slides", str(PATHS[-1]), str(tmp_path / "slides.html")]) == 2
-    assert "pip install latex2mathml" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+def test_a_notebook_is_read(home):
+    assert code_cells(read_notebook(home / "lesson.ipynb"))[0].source == "1 + 1"

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,7 @@ def test_no_module_has_the_name_of_a_public_function():
 def test_few_files_at_the_top_and_none_too_long():
     top = [p.name for p in PACKAGE.iterdir() if p.is_file()]
     assert len(top) <= 12, sorted(top)
+    assert len((PACKAGE / "meta_gradient.py").read_text("utf-8").splitlines()) <= 150
     long = {str(p.relative_to(PACKAGE)): n for p in FILES if (n := len(p.read_text("utf-8").splitlines())) > 350}
     assert not long
 
@@ -127,3 +129,21 @@ def test_every_public_name_is_there():
     assert all(getattr(maml_edu, name) is not None for name in maml_edu.__all__)
     with pytest.raises(AttributeError, match="maml_edu has no 'nothing'; it offers"):
         maml_edu.nothing  # noqa: B018
+
+
+def test_type_checkers_see_the_same_names():
+    """`__init__` imports every public name once more for type checkers; both lists agree."""
+    import maml_edu
+
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == {name: f"maml_edu.{module}" for name, module in maml_edu._MODULE_OF.items()}
+
+
+@pytest.mark.slow
+def test_mypy_is_clean():
+    run = subprocess.run([sys.executable, "-m", "mypy"], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert run.returncode == 0, run.stdout[-4000:]
+    ignored = [line for p in FILES for line in p.read_text("utf-8").splitlines() if "type: ignore" in line]
+    assert len(ignored) <= 15 and all(re.search(r"# type: ignore\[[\w, -]+\]  # \w", line) for line in ignored), ignored

@@ -14,14 +14,14 @@ from maml_edu.electives.inner_optimizers import (
     adam_descend,
     adam_maml,
     adam_pull_back,
-    curvature_along,
+    alpha_per_parameter,
+    largest_curvatures,
     momentum_adapt,
     momentum_descend,
     momentum_maml,
     momentum_pull_back,
-    rate_per_parameter,
+    pulled_back_gradients,
     truncated_maml,
-    way_back,
 )
 from maml_edu.evaluation import evaluate
 from maml_edu.hessian_vector import value_and_gradient
@@ -55,8 +55,12 @@ def unrolled(method, problem, alpha, steps):
             mean, square = ({n: t / (1 - b**j) for n, t in s.items()} for s, b in ((m, 0.9), (u, 0.999)))
             phi = {n: p - alpha[n] * mean[n] / torch.sqrt(square[n] + 1e-2) for n, p in phi.items()}
     value = loss(phi, query_x, query_y).mean()
-    found = torch.autograd.grad(value, [*theta.values(), *alpha.values()])
-    return dict(zip(theta, found)), dict(zip(theta, found[len(theta) :])), {n: p.detach() for n, p in phi.items()}
+    gradients = torch.autograd.grad(value, [*theta.values(), *alpha.values()])
+    return (
+        dict(zip(theta, gradients)),
+        dict(zip(theta, gradients[len(theta) :])),
+        {n: p.detach() for n, p in phi.items()},
+    )
 
 
 @each_method
@@ -66,11 +70,11 @@ def test_recursion_equals_automatic_differentiation(method, name, steps):
     problem = PROBLEMS[name]()
     for alpha in (dict.fromkeys(problem.theta, ALPHA[name]), varied_alpha(problem.theta)):
         gradient, of_alpha, phi = unrolled(method, problem, alpha, steps)
-        found = METHODS[method](*problem, alpha, steps)
-        assert relative(found.phi, phi) < 1e-12
-        assert relative(found.gradient, gradient) < 1e-10
-        assert relative({n: torch.as_tensor(a) for n, a in found.alpha_gradient.items()}, of_alpha) < 1e-10
-        assert torch.allclose(found.query_loss, problem.loss(phi, *problem.batch[2:]))
+        result = METHODS[method](*problem, alpha, steps)
+        assert relative(result.phi, phi) < 1e-12
+        assert relative(result.gradient, gradient) < 1e-10
+        assert relative({n: torch.as_tensor(a) for n, a in result.alpha_gradient.items()}, of_alpha) < 1e-10
+        assert torch.allclose(result.query_loss, problem.loss(phi, *problem.batch[2:]))
     number = METHODS[method](*problem, ALPHA[name], steps)
     total = sum(
         a.sum() for a in unrolled(method, problem, dict.fromkeys(problem.theta, ALPHA[name]), steps)[1].values()
@@ -85,33 +89,33 @@ def test_recursion_equals_automatic_differentiation(method, name, steps):
 def test_recursion_equals_central_differences(method, name, steps):
     """Of θ along the gradient and random directions, and of α, through the forward pass alone."""
     problem, alpha, eps = PROBLEMS[name](), ALPHA[name], 1e-6
-    found = METHODS[method](*problem, alpha, steps)
+    result = METHODS[method](*problem, alpha, steps)
 
-    def value(direction=None, factor=0.0, rate=alpha):
+    def value(direction=None, factor=0.0, size=alpha):
         theta = {n: p if direction is None else p + factor * direction[n] for n, p in problem.theta.items()}
-        phi = ADAPT[method](problem.loss, theta, *problem.batch[:2], rate, steps)[-1]
+        phi = ADAPT[method](problem.loss, theta, *problem.batch[:2], size, steps)[-1]
         return problem.loss(phi, *problem.batch[2:]).mean().item()
 
-    size = flat(found.gradient).norm()
-    for direction in [found.gradient, random_like(found.gradient, 1)]:
+    size = flat(result.gradient).norm()
+    for direction in [result.gradient, random_like(result.gradient, 1)]:
         direction = {n: d / flat(direction).norm() for n, d in direction.items()}
         difference = (value(direction, eps) - value(direction, -eps)) / (2 * eps)
-        assert abs(difference - flat(found.gradient) @ flat(direction)) < 1e-5 * size
-    difference = (value(rate=alpha + eps) - value(rate=alpha - eps)) / (2 * eps)
-    assert difference == pytest.approx(found.alpha_gradient.item(), rel=1e-5, abs=1e-8)
+        assert abs(difference - flat(result.gradient) @ flat(direction)) < 1e-5 * size
+    difference = (value(size=alpha + eps) - value(size=alpha - eps)) / (2 * eps)
+    assert difference == pytest.approx(result.alpha_gradient.item(), rel=1e-5, abs=1e-8)
 
 
 @each_method
-def test_a_list_of_rates_has_a_derivative_per_step(method):
+def test_a_list_of_step_sizes_has_a_derivative_per_step(method):
     problem = tanh_mlp()
     alpha = [dict.fromkeys(problem.theta, 0.1 * (j + 1)) for j in range(3)]
-    found = METHODS[method](*problem, alpha, 3)
+    result = METHODS[method](*problem, alpha, 3)
     for j in range(3):
         values = []
         for sign in (1, -1):
             moved = [*alpha[:j], {n: a + sign * 1e-6 for n, a in alpha[j].items()}, *alpha[j + 1 :]]
             values.append(METHODS[method](*problem, moved, 3).query_loss.mean().item())
-        assert sum(flat_alpha(found.alpha_gradient[j])).item() == pytest.approx(
+        assert sum(flat_alpha(result.alpha_gradient[j])).item() == pytest.approx(
             (values[0] - values[1]) / 2e-6, rel=1e-5
         )
 
@@ -140,9 +144,9 @@ def test_torch_optimisers_take_the_same_steps():
 def test_without_momentum_it_is_maml():
     problem = tanh_mlp()
     alpha = varied_alpha(problem.theta)
-    found, plain = momentum_maml(*problem, alpha, 3, momentum=0.0), maml(*problem, alpha, 3)
-    assert relative(found.gradient, plain.gradient) < 1e-13
-    assert relative(found.alpha_gradient, plain.alpha_gradient) < 1e-12
+    result, plain = momentum_maml(*problem, alpha, 3, momentum=0.0), maml(*problem, alpha, 3)
+    assert relative(result.gradient, plain.gradient) < 1e-13
+    assert relative(result.alpha_gradient, plain.alpha_gradient) < 1e-12
 
 
 def test_heavy_ball_on_a_quadratic():
@@ -154,11 +158,11 @@ def test_heavy_ball_on_a_quadratic():
     h = torch.tensor([1.0, 3.0], dtype=torch.float64).view(2, 1, 1)
     c = torch.tensor([-1.0, 2.0], dtype=torch.float64).view(2, 1, 1)
     theta = {"w": torch.tensor(0.7, dtype=torch.float64)}
-    found = momentum_maml(loss, theta, type(tanh_mlp().batch)(h, c, h, c), 0.2, 2, momentum=0.5)
+    result = momentum_maml(loss, theta, type(tanh_mlp().batch)(h, c, h, c), 0.2, 2, momentum=0.5)
     a = 0.2 * h[:, 0, 0]
     factor = 1 - 2 * a - 0.5 * a + a**2
     expected = (h[:, 0, 0] * factor**2 * (0.7 - c[:, 0, 0])).mean()
-    assert torch.allclose(found.gradient["w"], expected)
+    assert torch.allclose(result.gradient["w"], expected)
 
 
 def test_adam_where_a_gradient_is_exactly_zero():
@@ -169,9 +173,9 @@ def test_adam_where_a_gradient_is_exactly_zero():
         mse(model.apply),
         SineTasks().sample(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
     )
-    found = adam_maml(loss, theta, batch, 0.1, 3)
-    assert all(g.isfinite().all() for g in found.gradient.values())
-    assert found.gradient["w1"].abs().max() == 0 and found.gradient["b2"].abs().max() > 0
+    result = adam_maml(loss, theta, batch, 0.1, 3)
+    assert all(g.isfinite().all() for g in result.gradient.values())
+    assert result.gradient["w1"].abs().max() == 0 and result.gradient["b2"].abs().max() > 0
     u = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.grad(0.0 / (torch.sqrt(u) + 1e-8), u)[0].isnan().all()
 
@@ -180,15 +184,17 @@ def test_adam_where_a_gradient_is_exactly_zero():
 def test_cost_does_not_grow_with_tasks_and_no_graph_is_kept(method):
     def calls_for(tasks):
         problem, calls = tanh_mlp(tasks), []
-        found = METHODS[method](lambda *a: calls.append(1) or problem.loss(*a), *problem[1:], 0.1, 4)
-        assert not any(p.requires_grad for p in [*found.gradient.values(), *found.phi.values(), found.alpha_gradient])
+        result = METHODS[method](lambda *a: calls.append(1) or problem.loss(*a), *problem[1:], 0.1, 4)
+        assert not any(
+            p.requires_grad for p in [*result.gradient.values(), *result.phi.values(), result.alpha_gradient]
+        )
         return len(calls)
 
     assert calls_for(2) == calls_for(16) == 9  # K gradients, one query, K products
 
 
 @each_method
-def test_it_trains_and_learns_its_rates(method):
+def test_it_trains_and_learns_its_step_sizes(method):
     model = mlp((1, 20, 1), "tanh", torch.Generator().manual_seed(0))
     loss = mse(model.apply)
 
@@ -199,7 +205,7 @@ def test_it_trains_and_learns_its_rates(method):
     trained = train(model, loss, sines, METHODS[method], **settings)
     history = trained.history["query_loss"]
     assert history[-10:].mean() < 0.8 * history[:10].mean()
-    assert any(rate != 0.02 for rate in flat_alpha(trained.alpha))
+    assert any(size != 0.02 for size in flat_alpha(trained.alpha))
     after = model._replace(theta=trained.theta)
     scores = evaluate(after, loss, sines, trained.alpha, 2, 50, adapt=ADAPT[method])
     assert scores[2].median < scores[0].median
@@ -210,10 +216,10 @@ def test_it_trains_and_learns_its_rates(method):
 
 def test_truncation_goes_from_first_order_to_exact():
     problem = tanh_mlp()
-    found = [truncated_maml(*problem, 0.2, 3, keep) for keep in range(4)]
-    assert relative(found[0].gradient, fomaml(*problem, 0.2, 3).gradient) < 1e-14
-    assert relative(found[3].gradient, maml(*problem, 0.2, 3).gradient) < 1e-14
-    far = [relative(one.gradient, found[3].gradient) for one in found]
+    result = [truncated_maml(*problem, 0.2, 3, keep) for keep in range(4)]
+    assert relative(result[0].gradient, fomaml(*problem, 0.2, 3).gradient) < 1e-14
+    assert relative(result[3].gradient, maml(*problem, 0.2, 3).gradient) < 1e-14
+    far = [relative(one.gradient, result[3].gradient) for one in result]
     assert far[0] > far[1] > far[2] > far[3]
     alpha = [0.1, 0.2, 0.3]
     assert relative(truncated_maml(*problem, alpha, 3, 3).gradient, maml(*problem, alpha, 3).gradient) < 1e-14
@@ -221,29 +227,29 @@ def test_truncation_goes_from_first_order_to_exact():
     assert relative(one, truncated_maml(*problem, [0.1, 0.2, 0.0], 3, 1).gradient) > 1e-3
 
 
-def test_the_way_back_begins_at_the_query_gradient_and_ends_at_the_meta_gradient():
+def test_the_backward_pass_begins_at_the_query_gradient_and_ends_at_the_meta_gradient():
     problem = tanh_mlp()
     path = adapt(problem.loss, problem.theta, *problem.batch[:2], 0.2, 3)
-    vs = way_back(problem.loss, path, problem.batch, 0.2)
+    vs = pulled_back_gradients(problem.loss, path, problem.batch, 0.2)
     assert len(vs) == 4
     assert relative(vs[-1], value_and_gradient(problem.loss, path[-1], *problem.batch[2:])[1]) < 1e-14
     assert relative({n: p.mean(0) for n, p in vs[0].items()}, maml(*problem, 0.2, 3).gradient) < 1e-13
 
 
-def test_curvature_along_a_path():
+def test_largest_curvatures_of_a_path():
     problem = tanh_mlp()
     path = adapt(problem.loss, problem.theta, *problem.batch[:2], 0.2, 2)
     path[2]["w1"][1] *= 1e6  # one task has left
     path[1]["w1"][0, 0, 0] = math.nan
-    found = curvature_along(problem.loss, path, *problem.batch[:2], iterations=50)
-    assert found.shape == (3, 3) and found.isnan().nonzero().tolist() == [[1, 0], [2, 1]]
-    assert torch.allclose(found[0], extreme_curvatures(problem.loss, path[0], *problem.batch[:2], 50)[1])
+    curvatures = largest_curvatures(problem.loss, path, *problem.batch[:2], iterations=50)
+    assert curvatures.shape == (3, 3) and curvatures.isnan().nonzero().tolist() == [[1, 0], [2, 1]]
+    assert torch.allclose(curvatures[0], extreme_curvatures(problem.loss, path[0], *problem.batch[:2], 50)[1])
 
 
-def test_a_rate_for_every_parameter():
+def test_a_step_size_for_every_parameter():
     theta = tanh_mlp().theta
-    rates = rate_per_parameter(theta, 0.3)
-    assert all(rates[n].shape == p.shape and (rates[n] == 0.3).all() for n, p in theta.items())
+    alpha = alpha_per_parameter(theta, 0.3)
+    assert all(alpha[n].shape == p.shape and (alpha[n] == 0.3).all() for n, p in theta.items())
 
 
 # ---------------------------------------------------------------- bad input
@@ -273,18 +279,21 @@ def test_other_bad_input():
     for keep in (-1, 3):
         with pytest.raises(ValueError, match="keep="):
             truncated_maml(*problem, 0.1, 2, keep)
-    for descend, back in ((momentum_descend, momentum_pull_back), (adam_descend, adam_pull_back)):
-        path, trace = descend(problem.loss, problem.theta, *support, 0.1, 3)
+    for descend, back, settings, of_pullback in (
+        (momentum_descend, momentum_pull_back, (0.9,), (0.9,)),
+        (adam_descend, adam_pull_back, (0.9, 0.999, 0.01), (0.9, 0.999)),
+    ):
+        path, trace = descend(problem.loss, problem.theta, *support, 0.1, 3, *settings)
         with pytest.raises(ValueError, match="path of 2 steps"):
-            back(problem.loss, path[:-1], trace, *support, 0.1, path[-1])
+            back(problem.loss, path[:-1], trace, *support, 0.1, path[-1], *of_pullback)
 
 
 @each_method
 def test_no_steps(method):
     problem = tanh_mlp()
-    found = METHODS[method](*problem, 0.1, 0)
-    assert relative(found.gradient, maml(*problem, 0.1, 0).gradient) < 1e-14
-    assert found.alpha_gradient == 0
+    result = METHODS[method](*problem, 0.1, 0)
+    assert relative(result.gradient, maml(*problem, 0.1, 0).gradient) < 1e-14
+    assert result.alpha_gradient == 0
 
 
 def test_evaluate_takes_other_settings_by_partial():

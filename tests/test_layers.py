@@ -41,9 +41,9 @@ def first_and_second(layer, inputs, which, memory_format=torch.contiguous_format
     return [*g, *torch.autograd.grad(g, leaves, grad_outputs=[normal(*leaf.shape, seed=6) for leaf in leaves])]
 
 
-def assert_close(found, expected, tolerance=1e-11):
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected):
+def assert_close(actual, expected, tolerance=1e-11):
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected):
         assert (a - b).norm() <= tolerance * (1 + b.norm())
 
 

@@ -174,10 +174,10 @@ def stack_of_convolutions(theta, x):
 def test_conv4_equals_a_stack_of_layers(image):
     model = conv4(5, 3, image, generator=generator(), dtype=torch.float64)
     params, x = per_task(model.theta), normal(3, 6, 1, image, image)
-    found = model.apply(params, x)
+    output = model.apply(params, x)
     for t in range(3):
         expected = stack_of_convolutions({n: p[t] for n, p in params.items()}, x[t])
-        assert torch.allclose(found[t], expected, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(output[t], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_conv4_initial_values():
@@ -216,13 +216,13 @@ def test_from_module_computes_what_the_module_computes(module_and_x):
     expected = torch.stack([module(one) for one in x])
     assert torch.allclose(model.apply(model.theta, x), expected, rtol=1e-12)
     params = per_task(model.theta)
-    found = model.apply(params, x)
+    output = model.apply(params, x)
     for t in range(3):
         changed = copy.deepcopy(module)
         with torch.no_grad():
             for name, p in changed.named_parameters():
                 p.copy_(params[name][t])
-        assert torch.allclose(found[t], changed(x[t]), rtol=1e-9, atol=1e-12)
+        assert torch.allclose(output[t], changed(x[t]), rtol=1e-9, atol=1e-12)
 
 
 def test_from_module_leaves_the_module_as_it_was(module_and_x):

@@ -17,6 +17,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path, changes", RUNS)
 def test_notebook_runs(path, changes):
     result = run_apart(path, changes)
@@ -45,16 +46,24 @@ def toy(tmp_path):
     return tmp_path / "toy.ipynb"
 
 
+@pytest.mark.slow
 def test_toy_runs_with_its_changes(toy):
     result = run_apart(toy, {"ALPHA": "0.25 * 2", "NAME": "'c'"})
     assert result.returncode == 0, report(result)
     assert "0.5 c" in result.stdout and "smoke" in result.stdout and "ran 5 code cells" in result.stdout
 
 
+@pytest.mark.slow
 def test_toy_reports_the_cell_that_fails(toy):
     result = run_apart(toy, {"ALPHA": "10"})
     assert result.returncode == 1
     assert "AssertionError" in result.stdout and "code cell 5 of 5 (id c4) with {'ALPHA': '10'}" in result.stdout
+
+
+@pytest.mark.slow
+def test_toy_reports_a_change_that_fits_nowhere(toy):
+    result = run_apart(toy, {"BETA": "10"})
+    assert result.returncode == 1 and "line that begins with 'BETA = '" in result.stdout
 
 
 def test_changes_in_the_source(toy):

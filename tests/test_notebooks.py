@@ -96,11 +96,11 @@ def cell_lengths(notebook):
 
 def headings(notebook):
     """One title, and no level skipped on the way down."""
-    found = headings_of(notebook)
-    titles = [text for level, text in found if level == 1]
+    levels_and_texts = headings_of(notebook)
+    titles = [text for level, text in levels_and_texts if level == 1]
     wrong = [] if len(titles) == 1 else [f"{len(titles)} headings of level 1, expected one: {titles}"]
     previous = 0
-    for level, text in found:
+    for level, text in levels_and_texts:
         if level > previous + 1:
             wrong.append(f"heading {text!r} has level {level} after level {previous}")
         previous = level
@@ -127,9 +127,9 @@ def links(notebook):
     """Links to files and to headings lead somewhere. Addresses on the web are not visited."""
     wrong = []
     for cell in notebook.markdown:
-        found = re.findall(r"\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)", prose(cell))
-        found += re.findall(r"""\b(?:href|src)=["']([^"']+)["']""", prose(cell))
-        for link in found:
+        targets = re.findall(r"\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)", prose(cell))
+        targets += re.findall(r"""\b(?:href|src)=["']([^"']+)["']""", prose(cell))
+        for link in targets:
             if re.match(r"[a-z][a-z0-9+.-]*:", link):
                 continue
             name, _, anchor = urllib.parse.unquote(link).partition("#")
@@ -186,13 +186,13 @@ def prose(cell):
 
 def headings_of(notebook):
     """(level, text) of every heading, in order. Code spans inside a heading are part of it."""
-    found = []
+    levels_and_texts = []
     for cell in notebook.markdown:
         source = re.sub(r"(?ms)^ {0,3}(```+|~~~+).*?^ {0,3}\1[ \t]*$", "", cell.source)
-        found += [
+        levels_and_texts += [
             (len(marks), text.strip()) for marks, text in re.findall(r"(?m)^ {0,3}(#{1,6})[ \t]+(.+?)[ \t#]*$", source)
         ]
-    return found
+    return levels_and_texts
 
 
 def slug(heading):
@@ -209,11 +209,11 @@ def resolves(name):
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:cut]))
+            imported = importlib.import_module(".".join(parts[:cut]))
         except ModuleNotFoundError:
             continue
         try:
-            functools.reduce(getattr, parts[cut:], found)
+            functools.reduce(getattr, parts[cut:], imported)
         except AttributeError:
             return False
         return True

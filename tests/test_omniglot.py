@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -215,6 +216,72 @@ def test_a_damaged_archive_is_named(root, damage):
     assert data.URL + "images_background.zip" in str(error.value)
     if "png" in damage.__name__ or damage is other_size:
         assert list(files_of("images_background"))[7] in str(error.value)
+
+
+def bomb(path):
+    """Sixteen kilobytes that unfold into sixteen megabytes."""
+    files = files_of(path.stem)
+    files[list(files)[7]] = bytes(1 << 24)
+    write_zip(path, files, compression=zipfile.ZIP_DEFLATED)
+
+
+def bomb_that_says_it_is_small(path):
+    bomb(path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace((1 << 24).to_bytes(4, "little"), (500).to_bytes(4, "little")))
+
+
+def bomb_in_a_picture(path):
+    """Four million pixels in a few kilobytes."""
+    replace_drawing(path, png(np.zeros((2000, 2000), bool)))
+
+
+@pytest.mark.parametrize("damage", [bomb, bomb_that_says_it_is_small, bomb_in_a_picture], ids=lambda d: d.__name__)
+def test_what_unfolds_is_refused_before_it_does(root, damage):
+    damage(root / "images_background.zip")
+    tracemalloc.start()
+    with pytest.raises(DataError, match="damaged at images_background/.* Replace it with the official"):
+        omniglot(root)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4e6
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+@pytest.mark.parametrize("inside", [False, True], ids=["as archive", "as drawing"])
+def test_a_pipe_is_refused(root, inside):
+    """Opening one would wait for a writer."""
+    (root / "images_background.zip").unlink()
+    if inside:
+        write_zip(root / "images_background.zip", files_of("images_background"))
+        zipfile.ZipFile(root / "images_background.zip").extractall(root)
+        (root / "images_background.zip").unlink()
+        pipe = root / "images_background/Greek/character01/0001_01.png"
+        pipe.unlink()
+    else:
+        pipe = root / "images_background.zip"
+    os.mkfifo(pipe)
+    with pytest.raises(DataError, match="59 drawings" if inside else "is neither a file nor a folder"):
+        omniglot(root)
+
+
+@pytest.mark.parametrize("where", ["archive", "member", "folder", "drawing"])
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_what_cannot_be_read_is_not_called_damaged(root, monkeypatch, where, error):
+    def refuse(*_, **__):
+        raise error
+
+    def walk(*_, onerror):
+        onerror(error)
+
+    if where in ("folder", "drawing"):
+        zipfile.ZipFile(root / "images_background.zip").extractall(root)
+        (root / "images_background.zip").unlink()
+    target = {"archive": "zipfile.ZipFile", "member": "zipfile.ZipFile.open", "drawing": "builtins.open"}
+    monkeypatch.setattr(target.get(where, "os.walk"), walk if where == "folder" else refuse)
+    with pytest.raises(DataError, match=f"cannot be read at .*{error.strerror}") as message:
+        omniglot(root)
+    assert "Replace" not in str(message.value) and "damaged" not in str(message.value)
 
 
 def test_a_damaged_file_in_an_unpacked_folder_is_named(root, tmp_path):

@@ -3,15 +3,17 @@
 import importlib
 import os
 import shutil
+import signal
+import sys
 import time
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.child_processes import Child
 from support.tiny_omniglot import (
     TINY,
     cut_short,
@@ -109,8 +111,19 @@ def test_the_second_call_reads_no_archive(root, tmp_path, monkeypatch):
     assert torch.equal(first.images, second.images) and first[1:] == second[1:]
 
 
+def test_archives_of_one_content_share_a_cache(root, tmp_path, no_download):
+    """The images were verified pixel by pixel; where they came from does not matter."""
+    first = omniglot(root)
+    (tmp_path / "unpacked").mkdir()
+    for name in TINY:
+        zipfile.ZipFile(root / f"{name}.zip").extractall(tmp_path / "unpacked")
+    second = omniglot(tmp_path / "unpacked")
+    assert torch.equal(first.images, second.images) and first[1:] == second[1:]
+    cached(tmp_path)
+
+
 @pytest.mark.parametrize("unpacked", [False, True])
-def test_a_cache_does_not_outlive_its_files(root, tmp_path, unpacked):
+def test_archives_are_read_again_when_asked(root, tmp_path, unpacked):
     if unpacked:
         for name in TINY:
             zipfile.ZipFile(root / f"{name}.zip").extractall(root)
@@ -121,32 +134,31 @@ def test_a_cache_does_not_outlive_its_files(root, tmp_path, unpacked):
         file.write_bytes(png(np.zeros((105, 105), bool)))
     else:
         replace_drawing(root / "images_background.zip", png(np.zeros((105, 105), bool)))
+    assert torch.equal(omniglot(root).images, expected_images())  # the verified images of before
     with pytest.raises(DataError, match="pixels are not those"):
-        omniglot(root)
+        omniglot(root, verify=True)
     shutil.rmtree(root)
     with pytest.raises(DataError, match="does not exist"):
         omniglot(root)
 
 
 def flip_one_pixel(path):
-    content = torch.load(path, weights_only=True)
-    content["images"][2, 3, 4, 5] += 1
-    torch.save(content, path)
-
-
-def rename_a_character(path):
-    content = torch.load(path, weights_only=True)
-    content["names"][0] = "evaluation/Greek/character01"
-    torch.save(content, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(expected_images().numpy().tobytes()) + 5000] ^= 1
+    path.write_bytes(content)
 
 
 def something_else(path):
     torch.save({"weights": torch.zeros(3)}, path)
 
 
+def text_for_images(path):
+    torch.save({"images": "none", "names": [], "alphabets": []}, path)
+
+
 @pytest.mark.parametrize(
     "damage",
-    [cut_short, empty, garbage, flip_one_pixel, rename_a_character, something_else],
+    [cut_short, empty, garbage, flip_one_pixel, something_else, text_for_images],
     ids=lambda damage: damage.__name__,
 )
 def test_a_damaged_cache_is_rebuilt_with_a_note(root, tmp_path, damage):
@@ -169,18 +181,43 @@ def test_a_cache_folder_that_cannot_be_written(root, tmp_path, monkeypatch):
     assert torch.equal(characters.images, expected_images())
 
 
-@pytest.mark.parametrize("step", ["torch.save", "os.replace"])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_full_disk_leaves_no_half_file(root, tmp_path, monkeypatch, step):
-    def full(content, path):
-        if step == "torch.save":
-            Path(path).write_bytes(b"half a fi")
+    def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch if step == "torch.save" else os, step.split(".")[1], full)
+    monkeypatch.setattr(os, step, full)
     with pytest.warns(UserWarning, match="No space left on device"):
         characters = omniglot(root)
     assert torch.equal(characters.images, expected_images())
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+def test_a_killed_writer_leaves_nothing_for_ever(root, tmp_path, monkeypatch):
+    def die(_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed():
+        os.fsync = die
+        omniglot(root)
+        return 0
+
+    assert Child(killed).ended() == -signal.SIGKILL
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert torch.equal(omniglot(root).images, expected_images())
+    assert cached(tmp_path).suffix == ".pt"
+
+
+def test_a_cache_that_cannot_be_read_is_left_alone(root, tmp_path, monkeypatch):
+    """Nor is it called damaged; the archives are read instead."""
+    omniglot(root)
+    content = cached(tmp_path).read_bytes()
+    monkeypatch.setattr(data, "read_tensors", lambda path: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    monkeypatch.setattr(data, "write_tensors", lambda *_: (_ for _ in ()).throw(PermissionError(13, "denied")))
+    with pytest.warns(UserWarning, match="cannot be used .*denied|Could not write"):
+        assert torch.equal(omniglot(root).images, expected_images())
+    assert cached(tmp_path).read_bytes() == content
 
 
 def test_many_at_once_do_not_disturb_each_other(root, tmp_path):

@@ -1,4 +1,4 @@
-"""2-D navigation and policy gradients: the world, the weights, the surrogates, and the way back."""
+"""2-D navigation and policy gradients: the world, the weights, the surrogates, and the pullback."""
 
 import math
 
@@ -36,7 +36,7 @@ def small(surrogate="reinforce", pull=True, horizon=5):
 
 
 def batch_of(meta, steps=1, tasks=3, trajectories=4):
-    drawn = meta.family.sampler(trajectories, steps)(tasks, torch.Generator().manual_seed(1))
+    drawn = meta.navigation.sampler(trajectories, steps)(tasks, torch.Generator().manual_seed(1))
     return TaskBatch(*(t.to(F64) for t in drawn))
 
 
@@ -47,20 +47,20 @@ def push(params, states, noise):
     return params["u"].expand_as(states)
 
 
-def test_a_straight_walk_by_hand():
+def test_a_straight_trajectory_by_hand():
     """Goal at (0.25, 0), a push of 0.1 per step: distances 0.15, 0.05, 0.05, and so on; the third step overshoots."""
-    family = Navigation(horizon=4)
+    navigation = Navigation(horizon=4)
     u = {"u": torch.tensor([1.0, 0.0], dtype=F64)}
-    seen = family.rollout(push, u, torch.tensor([[0.25, 0.0]], dtype=F64), torch.zeros(1, 1, 4, 2, dtype=F64))
+    seen = navigation.rollout(push, u, torch.tensor([[0.25, 0.0]], dtype=F64), torch.zeros(1, 1, 4, 2, dtype=F64))
     assert torch.allclose(seen.rewards[0, 0], torch.tensor([-0.15, -0.05, -0.05, -0.15], dtype=F64))
     assert torch.allclose(seen.states[0, 0, :, 0], torch.tensor([0.0, 0.1, 0.2, 0.3], dtype=F64))
     assert seen.alive.all() and seen.returns().item() == pytest.approx(-0.4)
 
 
-def test_the_walk_ends_at_the_goal():
-    family = Navigation(horizon=5)
+def test_the_trajectory_ends_at_the_goal():
+    navigation = Navigation(horizon=5)
     u = {"u": torch.tensor([1.0, 0.0], dtype=F64)}
-    seen = family.rollout(push, u, torch.tensor([[0.2, 0.005]], dtype=F64), torch.zeros(1, 1, 5, 2, dtype=F64))
+    seen = navigation.rollout(push, u, torch.tensor([[0.2, 0.005]], dtype=F64), torch.zeros(1, 1, 5, 2, dtype=F64))
     assert seen.alive[0, 0].tolist() == [1, 1, 0, 0, 0] and (seen.rewards[0, 0, 2:] == 0).all()
     assert torch.equal(seen.states[0, 0, 2], seen.states[0, 0, 4])  # and the point rests there
 
@@ -72,14 +72,14 @@ def test_moves_are_clipped_unless_told_otherwise():
         assert torch.allclose(seen.states[0, 0, 1], torch.tensor(expected))
 
 
-def test_the_oracle_walks_straight():
+def test_the_oracle_moves_straight():
     """To (0.3, 0) in steps of 0.1: distances 0.2, 0.1, 0."""
     assert oracle_returns(Navigation(), torch.tensor([[0.3, 0.0]], dtype=F64)).item() == pytest.approx(-0.3)
 
 
 def test_goals_and_noise_have_their_shapes_and_range():
-    family = Navigation(horizon=7)
-    batch = family.sampler(4, steps=2)(500, generator=torch.Generator().manual_seed(0))
+    navigation = Navigation(horizon=7)
+    batch = navigation.sampler(4, steps=2)(500, generator=torch.Generator().manual_seed(0))
     assert batch.support_x.shape == (500, 8, 7, 2) and batch.query_x.shape == (500, 4, 7, 2)
     assert torch.equal(batch.support_y[:, 0], batch.query_y[:, 3])
     assert 0.45 < batch.query_y.abs().max() <= 0.5 and batch.query_y.mean().abs() < 0.03
@@ -105,10 +105,10 @@ def test_the_baseline_is_exact_where_its_features_suffice():
 
 def test_advantages_have_unit_spread_and_vanish_after_the_goal():
     meta, theta = small(horizon=30)
-    family = meta.family._replace(reach=0.15)
+    navigation = meta.navigation._replace(reach=0.15)
     goals = torch.tensor([[0.2, 0.1], [0.1, 0.0]], dtype=F64)
     noise = torch.randn(2, 8, 30, 2, generator=torch.Generator().manual_seed(2), dtype=F64)
-    seen = family.rollout(meta.act, {n: p.expand(2, *p.shape) for n, p in theta.items()}, goals, noise)
+    seen = navigation.rollout(meta.act, {n: p.expand(2, *p.shape) for n, p in theta.items()}, goals, noise)
     a = advantages(seen)
     assert (seen.alive == 0).any() and (a[seen.alive == 0] == 0).all()
     for one, alive in zip(a, seen.alive):
@@ -116,8 +116,8 @@ def test_advantages_have_unit_spread_and_vanish_after_the_goal():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_where_all_walks_paid_the_same_there_is_nothing_to_learn(dtype):
-    """One clipped step takes all walks to a goal near (0.1, 0.1): the advantages are what the ridge left over."""
+def test_where_all_trajectories_paid_the_same_there_is_nothing_to_learn(dtype):
+    """One clipped step takes all to a goal near (0.1, 0.1): the advantages are what the ridge left over."""
     meta = PolicyGradient(Navigation(), gaussian_policy((6,), "tanh", dtype=dtype).apply)
     theta = {name: p.to(dtype) for name, p in gaussian_policy((6,), "tanh", std=0.5).theta.items()}
     theta["b2"] = torch.tensor([5.0, 5.0], dtype=dtype)
@@ -195,16 +195,16 @@ def test_dice_over_time_has_the_hessian_of_the_expected_return():
     x, y = torch.cat([torch.zeros_like(u), u], 3), torch.stack([weight, torch.ones_like(weight)], 3)
     params = {"mean": torch.tensor([[0.5, 0.0]], dtype=F64), "log_std": torch.zeros(1, 2, dtype=F64)}
     v = {"mean": torch.tensor([[1.0, 0.0]], dtype=F64), "log_std": torch.zeros(1, 2, dtype=F64)}
-    found = {n: 2 * hvp(s(constant_policy), params, x, y, v)["mean"][0, 0].item() for n, s in SURROGATES.items()}
-    assert found["dice"] == pytest.approx(3, abs=0.1)  # twice: the loss is a mean over two time steps
-    assert abs(found["ratio"] - 3) > 0.5  # the product of the two times is missing: 1
-    assert abs(found["reinforce"] - 3) > 0.5
+    curvature = {n: 2 * hvp(s(constant_policy), params, x, y, v)["mean"][0, 0].item() for n, s in SURROGATES.items()}
+    assert curvature["dice"] == pytest.approx(3, abs=0.1)  # twice: the loss is a mean over two time steps
+    assert abs(curvature["ratio"] - 3) > 0.5  # the product of the two times is missing: 1
+    assert abs(curvature["reinforce"] - 3) > 0.5
 
 
 def test_the_surrogates_share_their_gradient():
     meta, theta = small()
     batch = batch_of(meta)
-    path, [(x, y, _)] = meta.walk(theta, batch.support_y[:, 0], batch.support_x, 0.1, 1)
+    path, [(x, y, _)] = meta.inner_loop(theta, batch.support_y[:, 0], batch.support_x, 0.1, 1)
     of = {name: value_and_gradient(s(_apply()), path[0], x, y)[1] for name, s in SURROGATES.items()}
     assert relative(of["dice"], of["reinforce"]) < 1e-12 and relative(of["ratio"], of["reinforce"]) < 1e-12
 
@@ -213,7 +213,7 @@ def _apply():
     return gaussian_policy((6,), "tanh", dtype=F64).apply
 
 
-# ---------------------------------------------------------------- the way back
+# ---------------------------------------------------------------- the pullback
 
 
 def unrolled(loss, outer, theta, data, query, alpha):
@@ -227,18 +227,18 @@ def unrolled(loss, outer, theta, data, query, alpha):
 
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("name", SURROGATES)
-def test_the_way_back_is_unrolled_autograd_and_finite_differences(name, steps):
+def test_the_pullback_is_unrolled_autograd_and_finite_differences(name, steps):
     meta, theta = small(name)
     batch = batch_of(meta, steps)
-    found = meta(None, theta, batch, 0.2, steps)
+    result = meta(None, theta, batch, 0.2, steps)
     goals = batch.support_y[:, 0]
-    path, data = meta.walk(theta, goals, batch.support_x, 0.2, steps)
+    path, data = meta.inner_loop(theta, goals, batch.support_x, 0.2, steps)
     _, *query = meta.sample(path[-1], goals, batch.query_x)
     leaf = {n: p.clone().requires_grad_() for n, p in theta.items()}
     objective = unrolled(meta.loss, meta.outer, leaf, data, query, 0.2)
     expected = dict(zip(leaf, torch.autograd.grad(objective, list(leaf.values()))))
-    assert relative(found.gradient, expected) < 1e-9
-    assert relative(found.phi, path[-1]) == 0
+    assert relative(result.gradient, expected) < 1e-9
+    assert relative(result.phi, path[-1]) == 0
 
     def value(shift):
         moved = {n: p + shift * e[n] for n, p in theta.items()}
@@ -255,7 +255,7 @@ def test_with_one_step_it_is_the_packages_maml_on_fixed_trajectories():
     meta, theta = small()
     batch = batch_of(meta)
     goals = batch.support_y[:, 0]
-    path, [(x, y, _)] = meta.walk(theta, goals, batch.support_x, 0.2, 1)
+    path, [(x, y, _)] = meta.inner_loop(theta, goals, batch.support_x, 0.2, 1)
     _, *query = meta.sample(path[-1], goals, batch.query_x)
     fixed = TaskBatch(x, y, *query)
     assert relative(meta(None, theta, batch, 0.2, 1).gradient, maml(meta.loss, theta, fixed, 0.2, 1).gradient) < 1e-12
@@ -284,7 +284,7 @@ def test_no_graph_is_left_and_no_loop_over_tasks():
     meta.loss = counting
     for tasks in (2, 16):
         meta(None, theta, batch_of(meta, 1, tasks), 0.2, 1)
-    assert len(calls) == 4  # two for each: on the way forward and on the way back
+    assert len(calls) == 4  # two for each: forward and backward
 
 
 # ---------------------------------------------------------------- bad input

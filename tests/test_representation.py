@@ -5,17 +5,9 @@ import torch
 from support.problems import PROBLEMS, flat, random_like, relative, sines, varied_alpha
 from torch import nn
 
-from maml_edu.electives.feature_reuse import (
-    anil,
-    body_names,
-    features,
-    freeze,
-    head_names,
-    layer_features,
-    linear_cka,
-    nil_accuracy,
-    nil_votes,
-)
+from maml_edu.electives.feature_reuse import anil, freeze, layer_features, linear_cka, nil_accuracy, nil_votes
+from maml_edu.electives.heads import body_names, features, head_names
+from maml_edu.engine.methods import name_of
 from maml_edu.meta_gradient import adapt, fomaml, maml
 from maml_edu.models import conv4, cross_entropy, from_module, mlp, mse
 from maml_edu.reference import autograd_maml
@@ -57,7 +49,7 @@ def test_the_head_is_the_last_linear_layer():
 
 
 @pytest.mark.parametrize("theta", [{"w": torch.zeros(3, 1)}, {f"m{k}": torch.zeros(3, 3) for k in range(3)}])
-def test_no_head_is_found_where_there_is_none(theta):
+def test_no_head_is_seen_where_there_is_none(theta):
     with pytest.raises(ValueError, match="linear head"):
         head_names(theta)
 
@@ -65,9 +57,10 @@ def test_no_head_is_found_where_there_is_none(theta):
 def test_freeze_keeps_the_form_of_alpha():
     theta = mlp((1, 2, 1)).theta
     assert freeze(0.1, theta, ["w1", "b1"]) == {"w1": 0.0, "b1": 0.0, "w2": 0.1, "b2": 0.1}
-    rates = {"w1": 0.1, "b1": 0.2, "w2": torch.tensor(0.3), "b2": 0.4}
-    assert freeze([rates, 0.5], theta, ["w2"]) == [rates | {"w2": 0.0}, dict.fromkeys(theta, 0.5) | {"w2": 0.0}]
-    assert rates["w2"] == torch.tensor(0.3)  # the argument itself is left alone
+    alpha = {"w1": 0.1, "b1": 0.2, "w2": torch.tensor(0.3), "b2": 0.4}
+    assert freeze([alpha, 0.5], theta, ["w2"]) == [alpha | {"w2": 0.0}, dict.fromkeys(theta, 0.5) | {"w2": 0.0}]
+    assert freeze((0.1, 0.5), theta, ["w2"]) == freeze([0.1, 0.5], theta, ["w2"])
+    assert alpha["w2"] == torch.tensor(0.3)  # the argument itself is left alone
     with pytest.raises(ValueError, match="w9"):
         freeze(0.1, theta, ["w9"])
 
@@ -75,8 +68,8 @@ def test_freeze_keeps_the_form_of_alpha():
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_frozen_body_does_not_move(name):
     problem = PROBLEMS[name]()
-    rates = freeze(0.3, problem.theta, body_names(problem.theta))
-    phi = adapt(problem.loss, problem.theta, problem.batch.support_x, problem.batch.support_y, rates, 2)[-1]
+    alpha = freeze(0.3, problem.theta, body_names(problem.theta))
+    phi = adapt(problem.loss, problem.theta, problem.batch.support_x, problem.batch.support_y, alpha, 2)[-1]
     moved = {n: not torch.equal(p, problem.theta[n].expand_as(p)) for n, p in phi.items()}
     assert moved == {n: n in head_names(problem.theta) for n in problem.theta}
 
@@ -84,29 +77,38 @@ def test_a_frozen_body_does_not_move(name):
 # ---------------------------------------------------------------- features
 
 
-@each_model
-def test_layers_end_in_the_output_of_the_model(name):
+def moved(name):
+    """A problem's model, parameters that differ from task to task, and query inputs."""
     problem, apply, _ = setting(name)
-    params, x = {n: p + 0.1 * draw(3, *p.shape, seed=4) for n, p in problem.theta.items()}, problem.batch.query_x
-    params = {n: p[: x.shape[0]] for n, p in params.items()}
-    found = layer_features(params, x, torch.tanh)
-    assert list(found) == (["layer 1", "head"] if name == "mlp" else [*(f"conv {k}" for k in range(1, 5)), "head"])
-    assert torch.allclose(found["head"], apply(params, x), atol=1e-12)
-    before_head = list(found.values())[-2]
-    if name == "conv4":
-        before_head = before_head.unflatten(2, (params["head.weight"].shape[1], -1)).mean(3)
+    x = problem.batch.query_x
+    return apply, {n: p + 0.1 * draw(len(x), *p.shape, seed=4) for n, p in problem.theta.items()}, x
+
+
+def test_layers_of_conv4_end_in_its_output():
+    apply, params, x = moved("conv4")
+    outputs = layer_features(params, x)
+    assert list(outputs) == [*(f"conv {k}" for k in range(1, 5)), "head"]
+    assert torch.allclose(outputs["head"], apply(params, x), atol=1e-12)
+    before_head = outputs["conv 4"].unflatten(2, (params["head.weight"].shape[1], -1)).mean(3)
     assert torch.allclose(features(apply, params, x), before_head, atol=1e-12)
+
+
+@each_model
+def test_the_head_reads_the_features(name):
+    apply, params, x = moved(name)
+    weight, bias = head_names(PROBLEMS[name]().theta)
+    output = features(apply, params, x) @ params[weight] + params[bias].unsqueeze(1)
+    assert torch.allclose(output, apply(params, x), atol=1e-12)
 
 
 def test_features_of_a_module():
     module = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     model, x = from_module(module), draw(2, 5, 2)
-    found = features(model.apply, expand_over_tasks(model.theta, 2), x)
-    assert torch.allclose(found, module[:2](x))
+    assert torch.allclose(features(model.apply, expand_over_tasks(model.theta, 2), x), module[:2](x))
 
 
 def test_layers_of_another_model():
-    with pytest.raises(ValueError, match="mlp"):
+    with pytest.raises(ValueError, match="conv4"):
         layer_features({"0.weight": torch.zeros(1, 2, 2)}, torch.zeros(1, 3, 2))
 
 
@@ -123,10 +125,10 @@ def plain_cka(a, b):
 
 def test_cka_is_its_definition():
     a, b = draw(2, 3, 9, 4) + 1, draw(2, 3, 9, 6, seed=1)
-    found = linear_cka(a, b)
-    assert found.shape == (2, 3)
+    cka = linear_cka(a, b)
+    assert cka.shape == (2, 3)
     for i, j in [(0, 0), (1, 2)]:
-        assert found[i, j].item() == pytest.approx(plain_cka(a[i, j], b[i, j]).item(), rel=1e-12)
+        assert cka[i, j].item() == pytest.approx(plain_cka(a[i, j], b[i, j]).item(), rel=1e-12)
 
 
 def test_cka_sees_neither_rotation_nor_scale_nor_shift():
@@ -180,14 +182,14 @@ def test_nil_accuracy_knows_what_it_has_seen():
 def test_anil_is_maml_with_a_frozen_body(name, K):
     problem, apply, make_loss = setting(name)
     frozen = freeze(0.3, problem.theta, body_names(problem.theta))
-    found = anil(apply, make_loss)(None, problem.theta, problem.batch, 0.3, K)
+    result = anil(apply, make_loss)(None, problem.theta, problem.batch, 0.3, K)
     for reference in (maml, autograd_maml):
         expected = reference(problem.loss, problem.theta, problem.batch, frozen, K)
-        assert relative(found.gradient, expected.gradient) < 1e-12
-        assert torch.allclose(found.query_loss, expected.query_loss, atol=1e-12)
-        assert relative(found.phi, expected.phi) < 1e-12
-    assert found.alpha_gradient is None
-    assert not any(p.requires_grad for p in (*found.gradient.values(), *found.phi.values(), found.query_loss))
+        assert relative(result.gradient, expected.gradient) < 1e-12
+        assert torch.allclose(result.query_loss, expected.query_loss, atol=1e-12)
+        assert relative(result.phi, expected.phi) < 1e-12
+    assert result.alpha_gradient is None and name_of(anil(apply, make_loss)) == "anil"
+    assert not any(p.requires_grad for p in (*result.gradient.values(), *result.phi.values(), result.query_loss))
 
 
 @each_K
@@ -203,8 +205,8 @@ def test_anil_against_finite_differences(K):
         phi = adapt(problem.loss, theta, batch.support_x, batch.support_y, frozen, K)[-1]
         return problem.loss(phi, batch.query_x, batch.query_y).mean().item()
 
-    found = anil(apply, make_loss)(None, problem.theta, problem.batch, 0.3, K).gradient
-    slope = sum((found[n] * direction[n]).sum() for n in found).item()
+    result = anil(apply, make_loss)(None, problem.theta, problem.batch, 0.3, K).gradient
+    slope = sum((result[n] * direction[n]).sum() for n in result).item()
     assert slope == pytest.approx((meta_loss(1) - meta_loss(-1)) / (2 * e), rel=1e-7)
 
 
@@ -216,13 +218,13 @@ def test_anils_body_gradient_is_not_first_order():
     assert relative({"w1": first["w1"]}, {"w1": exact["w1"]}) > 1e-3
 
 
-def test_anil_with_rates_per_step_and_tensor():
+def test_anil_with_step_sizes_per_step_and_tensor():
     problem, apply, make_loss = setting("mlp")
     theta = problem.theta
-    rates = [varied_alpha(theta, seed) for seed in (0, 1)]
-    found = anil(apply, make_loss)(None, theta, problem.batch, rates, 2)
-    expected = maml(problem.loss, theta, problem.batch, freeze(rates, theta, body_names(theta)), 2)
-    assert relative(found.gradient, expected.gradient) < 1e-12
+    alpha = [varied_alpha(theta, seed) for seed in (0, 1)]
+    result = anil(apply, make_loss)(None, theta, problem.batch, alpha, 2)
+    expected = maml(problem.loss, theta, problem.batch, freeze(alpha, theta, body_names(theta)), 2)
+    assert relative(result.gradient, expected.gradient) < 1e-12
 
 
 @pytest.mark.parametrize("K", [1, 6])

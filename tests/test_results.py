@@ -3,23 +3,31 @@
 import json
 import math
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.inner_loops import RUNS
+from maml_edu.engine import distributed
 from maml_edu.evaluation import StepScore
+from maml_edu.experiments.arguments import parse
 from maml_edu.experiments.results import (
     headline,
     omniglot_runs,
     over_seeds,
     provenance,
+    read_result,
     read_results,
     result,
+    typed,
     write_result,
 )
 
-STORED = sorted((Path(__file__).parents[1] / "notebooks" / "results").glob("*.json"))
+ROOT = Path(__file__).resolve().parents[1]
+STORED = sorted((ROOT / "notebooks" / "results").glob("*.json"))
 SCORES = [
     StepScore(0, 0.2, 0.0123456789, 0.2, 0, 3, torch.tensor([0.1, 0.2, 0.3])),
     StepScore(1, None, None, 0.5, 1, 3, torch.tensor([0.1, 0.5, math.nan])),
@@ -48,7 +56,8 @@ def assert_form(stored):
         assert set(one) >= {"step", "mean", "half_width", "median", "diverged", "n"}
         assert (one["mean"] is None) == (one["half_width"] is None) == (one["diverged"] > 0)
     assert stored["protocol"]["inner_steps"] in range(len(stored["per_step"]))  # the step of the headline
-    assert set(stored["provenance"]) == {"hardware", "device", "versions", "seed", "command", "seconds", "date"}
+    made = {"hardware", "device", "versions", "seed", "command", "seconds", "date"}
+    assert set(stored["provenance"]) - {"commit"} == made
     assert set(stored["provenance"]["versions"]) == {"python", "torch"}
 
 
@@ -66,24 +75,43 @@ def test_form_of_a_result(tmp_path):
 
 
 def test_provenance():
-    found = provenance(3, 1.26, "cpu")
-    assert found["seed"] == 3 and found["seconds"] == 1.3 and found["device"] == "cpu"
-    assert found["versions"]["torch"] == torch.__version__
-    assert "thread" in found["hardware"] and found["command"] and len(found["date"]) == len("2025-01-31")
+    made = provenance(3, 1.26, "cpu")
+    assert made["seed"] == 3 and made["seconds"] == 1.3 and made["device"] == "cpu"
+    assert made["versions"]["torch"] == torch.__version__
+    assert "thread" in made["hardware"] and made["command"] and len(made["date"]) == len("2025-01-31")
+
+
+def git(*arguments):
+    run = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+    return run.stdout.strip() if run.returncode == 0 else None
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or git("rev-parse", "HEAD") is None, reason="not in a git checkout")
+def test_a_new_result_names_the_commit_it_was_made_with():
+    assert provenance(0, 0.0)["commit"].removesuffix("-dirty") == git("rev-parse", "HEAD")
+
+
+def test_outside_of_git_there_is_no_commit_and_no_error(monkeypatch):
+    def no_git(*_, **options):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", no_git)
+    assert "commit" not in provenance(0, 0.0)
 
 
 def test_the_command_is_what_one_types_in_the_root(monkeypatch, tmp_path):
-    here = Path(__file__).resolve()
     for script, expected in (
-        (here.parents[1] / "benchmarks" / "compare.py", "python benchmarks/compare.py --x 'two words'"),
-        (here.parents[1] / "maml_edu" / "__main__.py", "python -m maml_edu --x 'two words'"),
+        (ROOT / "benchmarks" / "compare.py", "python benchmarks/compare.py --x 'two words'"),
         (tmp_path / "elsewhere.py", "python elsewhere.py --x 'two words'"),
     ):
         monkeypatch.setattr("sys.argv", [str(script), "--x", "two words"])
         assert provenance(0, 0.0)["command"] == expected
+    assert typed(["train", "--out", "two words"]) == "python -m maml_edu train --out 'two words'"
+    monkeypatch.setattr(distributed, "size", lambda: 3)
+    assert typed(["train"]) == "torchrun --nproc-per-node 3 -m maml_edu train"
 
 
-BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.json"))
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", [*STORED, *BENCHMARKS], ids=lambda path: path.stem)
@@ -94,17 +122,68 @@ def test_no_stored_command_names_a_folder_of_a_machine(path):
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 def test_stored_results_have_the_form(path):
-    assert_form(strict(path.read_text(encoding="utf-8")))
+    stored = strict(path.read_text(encoding="utf-8"))
+    assert_form(stored)
+    assert re.fullmatch("[0-9a-f]{40}", stored["provenance"]["commit"])  # that of the code which made them
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_runs_that_can_be_made_again_are_those_stored(name):
+    """The flags of benchmarks/inner_loops.py, where the stored result was made by an older script."""
+    config = parse(["train", *RUNS[name].split(), "--out", "anywhere"])
+    stored = read_result(ROOT / "notebooks" / "results" / f"{name}.json")
+    protocol = stored["protocol"]
+    asked = (config.iterations, config.tasks, config.steps, config.test_steps, config.test_shots, config.test_queries)
+    names = ("iterations", "meta_batch", "inner_steps_train", "inner_steps", "test_shots", "test_queries")
+    assert asked == tuple(protocol[n] for n in names)
+    assert config.alpha == protocol["alpha"] and config.learn_alpha == protocol["alpha_learned"]
+    assert config.multi_step == protocol.get("multi_step", 0) and f"lr {config.lr:g}, " in protocol["outer"]
+    assert config.schedule in protocol["outer"] and ("clip None" in protocol["outer"]) <= (config.clip is None)
+    assert config.method == stored["method"] or stored["method"] in ("perstep", "multistep", "clip", "outer", "smaller")
 
 
 def test_results_of_a_folder(tmp_path):
     for name in ("b", "a"):
         write_result(tmp_path / f"{name}.json", {**example(), "experiment": name})
     (tmp_path / "notes.txt").write_text("no result")
-    found = read_results(tmp_path)
-    assert list(found) == ["a", "b"] and found["b"]["experiment"] == "b"
+    results = read_results(tmp_path)
+    assert list(results) == ["a", "b"] and results["b"]["experiment"] == "b"
     with pytest.raises(FileNotFoundError, match="own folder"):
         read_results(tmp_path / "nowhere")
+
+
+def changed(change):
+    stored = json.loads(json.dumps(example()))
+    change(stored)
+    return json.dumps(stored)
+
+
+DAMAGED = {
+    "empty": "",
+    "cut short": json.dumps(example())[:300],
+    "another file": "<html>404: Not Found</html>",
+    "a list": "[]",
+    "a number": "7",
+    "nested too deeply": "[" * 100_000,
+    "not UTF-8": b"\xff\xfe{}",
+    "no method": changed(lambda stored: stored.pop("method")),
+    "no score": changed(lambda stored: stored.update(per_step=[])),
+    "scores of another kind": changed(lambda stored: stored.update(per_step=3)),
+    "a word for a mean": changed(lambda stored: stored["per_step"][0].update(mean="high")),
+    "a step missing": changed(lambda stored: stored["per_step"].pop(0)),
+    "a list for a protocol": changed(lambda stored: stored.update(protocol=[])),
+    "no headline": changed(lambda stored: stored["protocol"].update(inner_steps=99)),
+    "no provenance": changed(lambda stored: stored.update(provenance=None)),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_result_is_named_in_one_line(content, tmp_path):
+    path = tmp_path / "one.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match="one.json is not a result, or is damaged") as error:
+        read_results(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("broken", ["replace", "encoding"])

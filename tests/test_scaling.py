@@ -40,21 +40,21 @@ def pictures(tasks, examples, filters=8, image=28):
 @pytest.mark.parametrize("steps, every", [(0, None), (1, None), (2, 1), (5, 2), (5, None), (7, 3), (4, 9)])
 def test_checkpointed_is_exact(name, steps, every):
     p = PROBLEMS[name]()
-    expected, found = (
+    expected, result = (
         method(p.loss, p.theta, p.batch, ALPHA[name], steps, *more)
         for method, more in ((maml, ()), (maml_checkpointed, (every,)))
     )
-    assert relative(found.gradient, expected.gradient) < 1e-12 and relative(found.phi, expected.phi) < 1e-12
-    assert torch.allclose(found.query_loss, expected.query_loss, rtol=1e-12)
-    assert torch.allclose(found.alpha_gradient, expected.alpha_gradient, rtol=1e-10, atol=1e-14)
+    assert relative(result.gradient, expected.gradient) < 1e-12 and relative(result.phi, expected.phi) < 1e-12
+    assert torch.allclose(result.query_loss, expected.query_loss, rtol=1e-12)
+    assert torch.allclose(result.alpha_gradient, expected.alpha_gradient, rtol=1e-10, atol=1e-14)
 
 
 def test_checkpointed_gives_every_form_of_alpha_gradient():
     p = tanh_mlp()
     per_step = [varied_alpha(p.theta, seed) for seed in range(5)]
     for alpha in (varied_alpha(p.theta), per_step, [0.1, 0.2, 0.1, 0.3, 0.2], [*per_step, 0.1]):
-        expected, found = (m(p.loss, p.theta, p.batch, alpha, 5).alpha_gradient for m in (maml, maml_checkpointed))
-        pairs = zip(found, expected) if isinstance(alpha, list) else [(found, expected)]
+        expected, result = (m(p.loss, p.theta, p.batch, alpha, 5).alpha_gradient for m in (maml, maml_checkpointed))
+        pairs = zip(result, expected) if isinstance(alpha, list) else [(result, expected)]
         for a, b in pairs:
             assert relative(a, b) < 1e-12 if isinstance(b, dict) else abs(float(a - b)) < 1e-12
     assert relative(
@@ -196,8 +196,8 @@ def test_counters_count():
 def test_the_fit_finds_the_two_numbers_that_made_the_times():
     true = cost.Machine(5e-6, 2e9)
     operations, flops = [100] * 5, [1e4 * t for t in (1, 10, 100, 1000, 10000)]
-    found = cost.fit_machine(operations, flops, [true.seconds(n, f) for n, f in zip(operations, flops)])
-    assert found == pytest.approx(true)
+    machine = cost.fit_machine(operations, flops, [true.seconds(n, f) for n, f in zip(operations, flops)])
+    assert machine == pytest.approx(true)
     assert true.seconds(100, true.crossing(100, 7.0) * 7.0) == pytest.approx(2 * 100 * 5e-6)
 
 

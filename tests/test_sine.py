@@ -1,4 +1,4 @@
-"""The sine family: what is drawn, and the closed forms against Monte Carlo."""
+"""Sine tasks: what is drawn, and the closed forms against Monte Carlo."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from maml_edu.data.sine import SineTasks
 
-FAMILIES = {
+DISTRIBUTIONS = {
     "paper": SineTasks(),
     "small and shifted": SineTasks(amplitude=(0.1, 0.5), phase=(-1.0, 2.5), x=(0.0, 4.0)),
     "signed amplitude": SineTasks(amplitude=(-1.0, 3.0), phase=(0.0, 2 * math.pi), x=(-1.0, 7.0)),
@@ -16,9 +16,9 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return FAMILIES[request.param]
+@pytest.fixture(params=DISTRIBUTIONS)
+def sines(request):
+    return DISTRIBUTIONS[request.param]
 
 
 def generator(seed=0):
@@ -26,9 +26,9 @@ def generator(seed=0):
 
 
 @pytest.fixture
-def many(family):
+def many(sines):
     """x and y of 400,000 tasks with one example each, so that every example is independent of the others."""
-    x, y, *_ = family.sample(400_000, 1, generator=generator(), dtype=torch.float64)
+    x, y, *_ = sines.sample(400_000, 1, generator=generator(), dtype=torch.float64)
     return x.flatten(), y.flatten()
 
 
@@ -38,24 +38,24 @@ def assert_mean(values, expected):
     assert abs(values.mean().item() - expected) < 5 * error + 1e-12
 
 
-def test_mse_of_predicting_zero(family, many):
+def test_mse_of_predicting_zero(sines, many):
     _, y = many
-    assert_mean(y**2, family.zero_mse())
+    assert_mean(y**2, sines.zero_mse())
 
 
-def test_mse_of_the_mean_function(family, many):
+def test_mse_of_the_mean_function(sines, many):
     x, y = many
-    assert_mean((y - family.mean_function(x)) ** 2, family.floor_mse())
+    assert_mean((y - sines.mean_function(x)) ** 2, sines.floor_mse())
 
 
-def test_mean_function_is_the_mean_over_tasks(family):
+def test_mean_function_is_the_mean_over_tasks(sines):
     draws = generator()
     amplitude, phase = (
         low + (high - low) * torch.rand(200_000, generator=draws, dtype=torch.float64)
-        for low, high in (family.amplitude, family.phase)
+        for low, high in (sines.amplitude, sines.phase)
     )
     for at in (-3.0, 0.4, 2.0):
-        expected = family.mean_function(torch.tensor(at, dtype=torch.float64)).item()
+        expected = sines.mean_function(torch.tensor(at, dtype=torch.float64)).item()
         assert_mean(amplitude * torch.sin(at - phase), expected)
 
 
@@ -66,41 +66,41 @@ def test_numbers_of_the_paper():
     assert torch.allclose(SineTasks().mean_function(x), -2.55 * 2 / math.pi * torch.cos(x))
 
 
-def test_nobody_who_may_not_adapt_does_better(family, many):
+def test_nobody_who_may_not_adapt_does_better(sines, many):
     """Any other function of x, here the mean function a little moved, has a larger error."""
     x, y = many
-    best = family.mean_function(x)
+    best = sines.mean_function(x)
     for other in (1.1 * best + 0.1, best - 0.2 * torch.sin(x) - 0.1):
         assert ((y - other) ** 2).mean() > ((y - best) ** 2).mean()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_shapes_types_and_ranges(family, dtype):
-    batch = family.sample(200, 5, 9, generator=generator(), dtype=dtype)
+def test_shapes_types_and_ranges(sines, dtype):
+    batch = sines.sample(200, 5, 9, generator=generator(), dtype=dtype)
     assert [tuple(part.shape) for part in batch] == [(200, 5, 1), (200, 5, 1), (200, 9, 1), (200, 9, 1)]
     assert all(part.dtype == dtype and part.is_contiguous() for part in batch)
     x = torch.cat([batch.support_x, batch.query_x], 1)
-    low, high = family.x
+    low, high = sines.x
     assert low <= x.min() and x.max() <= high
     assert x.max() - x.min() >= 0.98 * (high - low)
-    assert torch.cat([batch.support_y, batch.query_y], 1).abs().max() <= max(map(abs, family.amplitude)) + 1e-6
+    assert torch.cat([batch.support_y, batch.query_y], 1).abs().max() <= max(map(abs, sines.amplitude)) + 1e-6
 
 
 def test_as_many_queries_as_shots_unless_told():
     assert SineTasks().sample(2, 7).query_x.shape == (2, 7, 1)
 
 
-def test_revealed_tasks_explain_their_targets(family):
+def test_revealed_tasks_explain_their_targets(sines):
     """x becomes (x, A, phase), the same A and phase on both sides of a task, and y follows from it."""
-    batch = family.sample(50, 4, 6, generator=generator(), dtype=torch.float64, reveal=True)
-    hidden = family.sample(50, 4, 6, generator=generator(), dtype=torch.float64)
+    batch = sines.sample(50, 4, 6, generator=generator(), dtype=torch.float64, reveal=True)
+    hidden = sines.sample(50, 4, 6, generator=generator(), dtype=torch.float64)
     for side in ("support", "query"):
         shown, y = getattr(batch, f"{side}_x"), getattr(batch, f"{side}_y")
         x, amplitude, phase = shown.split(1, dim=2)
         assert torch.allclose(y, amplitude * torch.sin(x - phase), atol=1e-12)
         assert torch.equal(x, getattr(hidden, f"{side}_x")) and torch.equal(y, getattr(hidden, f"{side}_y"))
     assert torch.equal(batch.support_x[:, 0, 1:], batch.query_x[:, 5, 1:])
-    for i, (low, high) in enumerate((family.amplitude, family.phase), start=1):
+    for i, (low, high) in enumerate((sines.amplitude, sines.phase), start=1):
         drawn = batch.support_x[:, 0, i]
         assert low <= drawn.min() and drawn.max() <= high
         assert low == high or drawn.std() > 0.2 * (high - low)

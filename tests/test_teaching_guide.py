@@ -48,7 +48,8 @@ def test_the_example_of_a_check_prints_what_it_says():
 
 def test_the_numbers_of_the_answers_are_those_stored_or_derived():
     from maml_edu.data.sine import SineTasks
-    from maml_edu.experiments.results import PUBLISHED_OMNIGLOT, read_results
+    from maml_edu.experiments.published import PUBLISHED_OMNIGLOT
+    from maml_edu.experiments.results import read_results
 
     text, found = GUIDE.read_text(encoding="utf-8"), read_results(ROOT / "notebooks" / "results")
     for method in ("maml", "joint"):
@@ -75,11 +76,11 @@ def test_links_and_sections_exist():
 
 
 def test_its_commands_are_understood():
-    from maml_edu.__main__ import _parser
+    from maml_edu.experiments.arguments import parse
 
     found = re.findall(r"(?m)^ *(?:\w+=\S+ )*python -m maml_edu (.*)$", GUIDE.read_text(encoding="utf-8"))
     assert {command.split()[0] for command in found} >= {"handout", "slides", "data"}
     for command in found:
-        _parser().parse_args(shlex.split(command))
+        parse(shlex.split(command))
     for script in re.findall(r"(?m)^python (tests/\S+)", GUIDE.read_text(encoding="utf-8")):
         assert (ROOT / script).exists()

@@ -1,19 +1,21 @@
-"""The outer loop: it learns, and nothing is lost when it is interrupted."""
+"""The outer loop: it learns, and it says what it cannot do."""
 
 import math
-import signal
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from support.problems import flat, relative, sines
-from support.short_runs import assert_same, rates_of, run, small
+from support.short_runs import assert_same, run, small
 
 from maml_edu.baselines import joint, reptile
 from maml_edu.data.sine import SineTasks
 from maml_edu.meta_gradient import MetaGradient, fomaml, maml
 from maml_edu.models import mlp, mse
+from maml_edu.step_sizes import flat_alpha
 from maml_edu.tasks import TaskBatch
-from maml_edu.training import load_checkpoint, train
+from maml_edu.training import train
 
 # --------------------------------------------------------------------------------------------------
 # Learning
@@ -22,11 +24,11 @@ from maml_edu.training import load_checkpoint, train
 @pytest.mark.parametrize("method", [maml, fomaml, reptile, joint])
 def test_training_learns(method):
     """Sines of one amplitude and few phases: the query loss falls by much more than its scatter."""
-    family = SineTasks(amplitude=(2.0, 2.0), phase=(0.0, 0.5))
+    distribution = SineTasks(amplitude=(2.0, 2.0), phase=(0.0, 0.5))
     model = mlp(generator=torch.Generator().manual_seed(0))
 
     def sampler(tasks, generator):
-        return family.sample(tasks, 10, generator=generator)
+        return distribution.sample(tasks, 10, generator=generator)
 
     trained = train(model, mse(model.apply), sampler, method, iterations=200, tasks=8, lr=5e-3, progress=None)
     loss = trained.history["query_loss"]
@@ -86,9 +88,21 @@ def test_learned_step_sizes(method):
     trained = run(method=method, steps=2, alpha=0.05, learn_alpha=True)
     names = list(small()[0].theta)
     assert [list(a) for a in trained.alpha] == [names, names]  # per step and parameter
-    rates = torch.stack(rates_of(trained.alpha))
-    assert rates.shape == (8,) and (rates != 0.05).all() and len(set(rates.tolist())) == 8
+    sizes = torch.stack(flat_alpha(trained.alpha))
+    assert sizes.shape == (8,) and (sizes != 0.05).all() and len(set(sizes.tolist())) == 8
     assert relative(trained.theta, run(method=method, steps=2, alpha=0.05).theta) > 1e-4
+
+
+@pytest.mark.parametrize("method", [maml, fomaml, reptile])
+def test_numbers_of_numpy_are_numbers(method):
+    model, loss = small()
+    batch = sines(3, torch.Generator().manual_seed(0))
+    ours = method(loss, model.theta, batch, np.float64(0.05), np.int64(2))
+    assert relative(ours.gradient, method(loss, model.theta, batch, 0.05, 2).gradient) == 0
+    given = dict(
+        alpha=np.float64(0.05), steps=np.int64(2), lr=np.float64(2e-3), tasks=np.uint8(3), iterations=np.int16(9)
+    )
+    assert_same(run(method=method, **given), run(method=method, alpha=0.05, steps=2, lr=2e-3, iterations=9))
 
 
 def test_learned_step_sizes_keep_the_form_given():
@@ -155,32 +169,6 @@ def test_validation_is_kept_and_changes_nothing(tmp_path, capsys):
     assert torch.equal(again.history["validation"], trained.history["validation"])
 
 
-def test_an_interruption_does_not_shift_the_validation(tmp_path):
-    """Losses are looked at every 5 iterations, so validation is due at 15, 25, 40, …: also if Ctrl-C comes after 13."""
-    options = dict(iterations=100, validate=lambda so_far: so_far.theta["w1"].sum().item(), validate_every=12)
-
-    def sampler(tasks, generator):
-        sampler.calls += 1
-        if sampler.calls == 13:
-            signal.raise_signal(signal.SIGINT)
-        return sines(tasks, generator)
-
-    sampler.calls = 0
-    whole = run(**options).history["validation"]
-    parted = run(sampler, checkpoint=tmp_path / "run.pt", **options).history
-    assert len(parted["query_loss"]) == 13 and "validation" not in parted
-    assert torch.equal(run(checkpoint=tmp_path / "run.pt", resume=True, **options).history["validation"], whole)
-    assert whole[:3, 0].tolist() == [15, 25, 40] and whole[-1, 0] == 100
-
-
-def test_a_resumed_run_knows_how_long_it_took(tmp_path):
-    path = tmp_path / "run.pt"
-    assert run(At(12, KeyboardInterrupt, sines), checkpoint=path).history["seconds"] > 0
-    state = torch.load(path)
-    torch.save({**state, "seconds": torch.tensor(1000.0, dtype=torch.float64)}, path)
-    assert run(checkpoint=path, resume=True).history["seconds"] > 1000
-
-
 def test_what_else_a_resumed_run_must_share(tmp_path):
     run(checkpoint=tmp_path / "run.pt", about={"seed": 1})
     with pytest.raises(ValueError, match="is of a run with seed=1, and seed=2 is asked for now"):
@@ -205,77 +193,6 @@ def test_progress_is_printed_or_not(capsys):
 
 
 # --------------------------------------------------------------------------------------------------
-# Interruptions
-
-
-class At:
-    """Calls through until the given call, which raises instead."""
-
-    def __init__(self, call, error, function):
-        self.left, self.error, self.function = call, error, function
-
-    def __call__(self, *args, **kwargs):
-        if self.left == 0:
-            raise self.error
-        self.left -= 1
-        return self.function(*args, **kwargs)
-
-
-SETTINGS = {
-    "maml": dict(method=maml, steps=2, alpha=0.05),
-    "learned step sizes, cosine": dict(method=maml, steps=2, alpha=0.05, learn_alpha=True, schedule="cosine"),
-    "joint": dict(method=joint, schedule="cosine"),
-}
-
-
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("where", ["sampler", "watch", "step of Adam"])
-def test_interrupted_and_resumed_equals_uninterrupted(settings, where, tmp_path, capsys, monkeypatch):
-    """Wherever in an iteration Ctrl-C arrives. What was drawn in the iteration that was lost is drawn again."""
-    options = {**settings, "checkpoint": tmp_path / "run.pt"}
-    if where == "sampler":
-        partial = run(At(12, KeyboardInterrupt, sines), **options)
-    elif where == "watch":
-        partial = run(watch=At(12, KeyboardInterrupt, lambda *_: None), watch_every=1, **options)
-    else:
-        with monkeypatch.context() as patched:
-            step = At(12, KeyboardInterrupt, torch.optim.Adam.step)
-            patched.setattr(torch.optim.Adam, "step", lambda adam: step(adam))
-            partial = run(**options)
-    assert "interrupted after 12 of 30 iterations" in capsys.readouterr().out
-    assert_same(load_checkpoint(tmp_path / "run.pt")[0], partial)
-    assert len(partial.history["query_loss"]) == 12
-    assert_same(run(seed=99, resume=True, **options), run(**settings))
-
-
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_a_crash_loses_only_what_came_after_the_last_checkpoint(settings, tmp_path):
-    options = {**settings, "checkpoint": tmp_path / "run.pt", "save_every": 0.0}
-    with pytest.raises(OSError, match="power cut"):
-        run(At(17, OSError("power cut"), sines), **options)
-    assert len(load_checkpoint(tmp_path / "run.pt")[0].history["query_loss"]) == 17
-    assert_same(run(seed=99, resume=True, **options), run(**settings))
-
-
-def test_interrupted_without_a_checkpoint_returns_what_was_learned(capsys):
-    partial = run(At(12, KeyboardInterrupt, sines))
-    assert relative(partial.theta, run(iterations=12).theta) == 0
-    assert "resume from" not in capsys.readouterr().out
-
-
-def test_resuming_a_finished_run_returns_it(tmp_path):
-    finished = run(checkpoint=tmp_path / "run.pt")
-    assert_same(run(At(0, AssertionError, sines), checkpoint=tmp_path / "run.pt", resume=True), finished)
-
-
-def test_resuming_without_a_checkpoint_starts_afresh_and_says_so(tmp_path, capsys):
-    trained = run(checkpoint=tmp_path / "new" / "run.pt", resume=True)
-    assert "starting afresh" in capsys.readouterr().out
-    assert_same(trained, run())
-    assert (tmp_path / "new" / "run.pt").exists()
-
-
-# --------------------------------------------------------------------------------------------------
 # A loss that is no longer finite
 
 
@@ -289,14 +206,23 @@ def test_training_stops_where_the_loss_is_no_longer_finite(value):
     sampler.calls = 0
     with pytest.warns(UserWarning, match="stopped at iteration 14: the query loss is not finite .* of iteration 13"):
         trained = run(sampler)
-    assert sampler.calls == 14
+    assert sampler.calls == 14 and trained.history["diverged"] == 14
     assert_same(trained, run(iterations=13))
+    assert "diverged" not in run().history
 
 
 def test_a_step_size_that_is_far_too_large_returns_finite_parameters():
     with pytest.warns(UserWarning, match="α or lr too large"):
         trained = run(alpha=1e30, steps=3)
     assert flat(trained.theta).isfinite().all()
+
+
+def test_warnings_are_one_line_and_quote_nobody():
+    with pytest.warns(UserWarning) as record:
+        run(alpha=1e30, steps=3)
+    (warning,) = record
+    shown = warnings.formatwarning(warning.message, warning.category, warning.filename, warning.lineno)
+    assert shown.startswith("maml_edu:0: UserWarning: training stopped at iteration") and shown.count("\n") == 1
 
 
 # --------------------------------------------------------------------------------------------------
@@ -306,8 +232,12 @@ def test_a_step_size_that_is_far_too_large_returns_finite_parameters():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(iterations=0), "iterations=0, tasks=3: each must be at least 1"),
-        (dict(tasks=0), "tasks=0: each must be at least 1"),
+        (dict(iterations=0), "iterations=0; expected a whole number, 1 or more"),
+        (dict(tasks=0), "tasks=0; expected a whole number, 1 or more"),
+        (dict(iterations=2.5), "iterations=2.5; expected a whole number"),
+        (dict(steps=True), "steps=True; expected a whole number"),
+        (dict(steps=np.float64(1)), "steps=.*; expected a whole number"),
+        (dict(multi_step=-1), "multi_step=-1; expected a whole number, 0 or more"),
         (dict(schedule="linear"), "unknown schedule 'linear'; choose constant or cosine"),
         (dict(resume=True), "resume=True needs checkpoint=FILE"),
         (dict(clip=0.0), "clip=0.0; expected the largest norm"),

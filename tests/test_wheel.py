@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = sorted(p.stem for p in (ROOT / "maml_edu" / "checkpoints").glob("*.pt"))
 
@@ -18,7 +19,7 @@ import sys
 from pathlib import Path
 
 import maml_edu
-from maml_edu.training import load_checkpoint
+from maml_edu.engine.checkpoint_files import load_checkpoint
 
 assert Path(maml_edu.__file__).is_relative_to(sys.argv[1]), maml_edu.__file__
 for name in sys.argv[2:]:
@@ -71,7 +72,7 @@ def installed(wheel, tmp_path_factory):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     package = ROOT / "maml_edu"
-    expected = [p for kind in ("*.py", "checkpoints/*.pt", "checkpoints/*.json") for p in package.rglob(kind)]
+    expected = [p for kind in ("*.py", "checkpoints/*.pt", "py.typed") for p in package.rglob(kind)]
     assert files == {p.relative_to(ROOT).as_posix() for p in expected}
 
 

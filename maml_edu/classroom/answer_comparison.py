@@ -1,7 +1,5 @@
 """Comparing a student's answer with the expected one: structure and shape before values."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,25 +9,31 @@ from torch import Tensor
 
 
 class Difference(NamedTuple):
-    case: int  # which case, from 0
-    place: str  # where in the answer: '["w1"][0, 2]', or "" for the whole
+    place: str  # where in the answer: '["w1"][0, 2]', or "" for the whole answer
     what: str  # "" for a plain difference of values, otherwise what is wrong
-    yours: Any
-    expected: Any
+    yours: object
+    expected: object
+    case: int = 0  # which case, from 0
 
 
-def first_difference(yours: list[Any], expected: list[Any], tolerance: float) -> Difference | None:
+def first_difference(yours: list[object], expected: list[object], tolerance: float) -> Difference | None:
+    """The first entry in which outputs, one per case, differ by more than `tolerance`; None if there is no such entry.
+
+    The tolerance is relative to the largest entry of each number, tensor or array. Structures and shapes of all cases
+    are compared before any value is.
+    """
     pairs = list(enumerate(zip(yours, expected, strict=True)))
-    for compare in (_compare_structure, _compare_values):
-        for case, (ours, theirs) in pairs:
-            found = compare(ours, theirs, tolerance)
-            if found is not None:
-                return Difference(case, *found)
+    for case, (output, wanted) in pairs:
+        if (difference := _compare_structure(output, wanted)) is not None:
+            return difference._replace(case=case)
+    for case, (output, wanted) in pairs:
+        if (difference := _compare_values(output, wanted, tolerance)) is not None:
+            return difference._replace(case=case)
     return None
 
 
 def describe(difference: Difference, cases: int, spoil: bool) -> list[str]:
-    """Lines for the student. A prediction is answered without `expected`: that would end the exercise."""
+    """Lines for the student; without `spoil` they don't give the expected value away."""
     where = [f"case {difference.case + 1} of {cases}"] if cases > 1 else []
     where += [f"at {difference.place}"] if difference.place else []
     heading = ", ".join([*where, difference.what] if difference.what else where)
@@ -43,11 +47,11 @@ def describe(difference: Difference, cases: int, spoil: bool) -> list[str]:
     return lines
 
 
-def _text(value: Any, digits: int = 6) -> str:
+def _text(value: object, digits: int = 6) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if isinstance(value, Mapping):
         return "a dict"
     if isinstance(value, (tuple, list)):
@@ -65,7 +69,7 @@ def _kind(value: Any) -> str:
     return "None" if value is None else f"of type {type(value).__name__}"
 
 
-def _sequence(yours: Any, expected: Any) -> Any:
+def _as_sequence(yours: Any, expected: Any) -> Any:
     """A tensor or array given for a tuple or list is read entry by entry."""
     if isinstance(expected, (tuple, list)) and isinstance(yours, (Tensor, np.ndarray)) and yours.ndim:
         return list(yours)
@@ -85,57 +89,55 @@ def _is_integer(value: Any) -> bool:
     return np.asarray(value).dtype.kind in "iub"
 
 
-def _compare_structure(yours: Any, expected: Any, tolerance: float, place: str = "") -> tuple | None:
-    """Kinds, keys, lengths and shapes, all the way down."""
-    yours = _sequence(yours, expected)
-    if _kind(yours) != _kind(expected):
-        return place, "the kind of answer differs", _kind(yours), _kind(expected)
+def _entries(yours: Any, expected: Any, place: str) -> list[tuple[Any, Any, str]]:
+    """The parts of a dict, tuple or list: (yours, expected, place)."""
     if isinstance(expected, Mapping):
-        if set(yours) != set(expected):
-            return place, "the keys differ", sorted(map(str, yours)), sorted(map(str, expected))
-        items = [(f'{place}["{key}"]', yours[key], expected[key]) for key in expected]
-    elif isinstance(expected, (tuple, list)):
-        if len(yours) != len(expected):
-            return place, "the lengths differ", len(yours), len(expected)
-        items = [(f"{place}[{i}]", a, b) for i, (a, b) in enumerate(zip(yours, expected, strict=True))]
-    elif _kind(expected) == "a number, tensor or array":
+        return [(yours[key], expected[key], f'{place}["{key}"]') for key in expected]
+    return [(a, b, f"{place}[{i}]") for i, (a, b) in enumerate(zip(yours, expected, strict=True))]
+
+
+def _compare_structure(yours: Any, expected: Any, place: str = "") -> Difference | None:
+    """Kinds, keys, lengths and shapes, all the way down."""
+    yours, kind = _as_sequence(yours, expected), _kind(expected)
+    if _kind(yours) != kind:
+        return Difference(place, "the kind of answer differs", _kind(yours), kind)
+    if kind == "a number, tensor or array":
         a, b = _array(yours), _array(expected)
-        return None if a.shape == b.shape else (place, "the shapes differ", list(a.shape), list(b.shape))
-    else:
-        return None
-    for where, a, b in items:
-        if (found := _compare_structure(a, b, tolerance, where)) is not None:
-            return found
+        return None if a.shape == b.shape else Difference(place, "the shapes differ", list(a.shape), list(b.shape))
+    if kind == "a dict" and set(yours) != set(expected):
+        return Difference(place, "the keys differ", sorted(map(str, yours)), sorted(map(str, expected)))
+    if kind == "a tuple or list" and len(yours) != len(expected):
+        return Difference(place, "the lengths differ", len(yours), len(expected))
+    if kind in ("a dict", "a tuple or list"):
+        differences = (_compare_structure(*entry) for entry in _entries(yours, expected, place))
+        return next((difference for difference in differences if difference is not None), None)
     return None
 
 
-def _compare_values(yours: Any, expected: Any, tolerance: float, place: str = "", floor: float = 0.0) -> tuple | None:
-    """Entries, once structures agree. `floor`: the least scale that counts, set by the dict around."""
-    yours = _sequence(yours, expected)
-    kind = _kind(expected)
-    if isinstance(expected, Mapping):
-        # In a dict of parameters a tensor that is zero but for rounding is measured by its neighbours.
+def _compare_values(
+    yours: Any, expected: Any, tolerance: float, place: str = "", floor: float = 0.0
+) -> Difference | None:
+    """Entries, once structures agree. `floor`: the smallest scale that counts, set by the dict around them."""
+    yours, kind = _as_sequence(yours, expected), _kind(expected)
+    if kind == "a number, tensor or array":
+        return _compare_numbers(yours, expected, tolerance, place, floor)
+    if kind == "a dict":
+        # In a dict of parameters, a tensor that is zero but for rounding is measured by its neighbours.
         numbers = [_array(v) for v in expected.values() if _kind(v) == "a number, tensor or array"]
         floor = 1e-3 * max((_largest(v) for v in numbers), default=0.0)
-        items = [(f'{place}["{key}"]', yours[key], expected[key]) for key in expected]
-    elif isinstance(expected, (tuple, list)):
-        items = [(f"{place}[{i}]", a, b) for i, (a, b) in enumerate(zip(yours, expected, strict=True))]
-    elif kind == "a string":
+    if kind in ("a dict", "a tuple or list"):
+        entries = _entries(yours, expected, place)
+        differences = (_compare_values(a, b, tolerance, where, floor) for a, b, where in entries)
+        return next((difference for difference in differences if difference is not None), None)
+    if kind == "a string":
         same = yours.strip().casefold() == expected.strip().casefold()
-        return None if same else (place, "", repr(yours), repr(expected))
-    elif kind == "True or False":
-        return None if bool(yours) == bool(expected) else (place, "", bool(yours), bool(expected))
-    elif kind == "a number, tensor or array":
-        return _compare_numbers(yours, expected, tolerance, place, floor)
-    else:
-        return None if yours is expected or yours == expected else (place, "", yours, expected)
-    for where, a, b in items:
-        if (found := _compare_values(a, b, tolerance, where, floor)) is not None:
-            return found
-    return None
+        return None if same else Difference(place, "", repr(yours), repr(expected))
+    if kind == "True or False":
+        return None if bool(yours) == bool(expected) else Difference(place, "", bool(yours), bool(expected))
+    return None if yours is expected or yours == expected else Difference(place, "", yours, expected)
 
 
-def _compare_numbers(yours: Any, expected: Any, tolerance: float, place: str, floor: float) -> tuple | None:
+def _compare_numbers(yours: Any, expected: Any, tolerance: float, place: str, floor: float) -> Difference | None:
     a, b = _array(yours), _array(expected)
     scale = max(_largest(b), floor) or 1.0
     allowed = 0.0 if _is_integer(expected) and tolerance < 1e-3 else tolerance * scale
@@ -147,7 +149,7 @@ def _compare_numbers(yours: Any, expected: Any, tolerance: float, place: str, fl
     index = tuple(int(i) for i in np.argwhere(nan if nan.any() else ~same)[0])
     what = "NaN (not a number) in your answer" if nan.any() else ""
     where = place + (f"[{', '.join(map(str, index))}]" if index else "")
-    return where, what, float(a[index]), float(b[index])
+    return Difference(where, what, float(a[index]), float(b[index]))
 
 
 def _largest(values: np.ndarray) -> float:

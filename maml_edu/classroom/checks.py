@@ -1,10 +1,7 @@
-"""What a notebook says about its own results (`claim`) and about yours (`check`, `progress`, `hint`, `solution`).
+"""What a notebook says about its own results (`claim`) and about your answers (`check`, `hint`, `solution`).
 
-Nothing here raises because of what a student wrote: a changed cell or a wrong answer gets a printed line,
-and the notebook runs on.
+A wrong answer or a changed cell gets a printed line, and the notebook runs on.
 """
-
-from __future__ import annotations
 
 import inspect
 import linecache
@@ -19,26 +16,25 @@ from torch import Tensor
 
 from maml_edu.classroom.answer_comparison import describe, first_difference
 from maml_edu.classroom.exercises import Exercise, registry
-from maml_edu.classroom.progress_record import CORRECT, NOT_YET, progress, record  # noqa: F401  progress as well
+from maml_edu.classroom.progress_record import CORRECT, TRIED, record
 
-# ----------------------------------------------------------------------------------------------------
-# Claims
+# ---------------------------------------------------------------- claims
 
 
-def claim(text: str, condition: bool | Tensor | np.bool_ | Callable[[], Any]) -> None:
-    """Print `✓ text` where the condition holds and `✗ text (with these settings)` where it does not.
+def claim(text: str, condition: bool | Tensor | np.bool_ | Callable[[], object]) -> None:
+    """Print `✓ text` if the condition holds and `✗ text (with these settings)` if it doesn't.
 
-    Pass a callable where working out the condition could itself fail after a change; the error is then named.
+    Pass a function where a changed cell could make the condition itself fail; the error is then named.
     """
     try:
         holds, reason = _truth(condition() if callable(condition) else condition), ""
     except Exception as error:  # a claim never stops a notebook
-        holds, reason = False, f" [{_name(error)}]"
+        holds, reason = False, f" [{_first_line(error)}]"
     print(f"✓ {text}" if holds else f"✗ {text} (with these settings){reason}")
 
 
-def _truth(value: Any) -> bool:
-    """Only a true truth value counts: bool(nan) is True, and a tensor of many says nothing clear."""
+def _truth(value: object) -> bool:
+    """Only a truth value counts: bool(nan) is True, and a tensor of many says nothing clear."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if isinstance(value, (Tensor, np.ndarray)):
@@ -50,65 +46,69 @@ def _truth(value: Any) -> bool:
     raise TypeError(f"the condition is of type {type(value).__name__}, expected bool")
 
 
-def _name(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """`TypeError: first line of its message`."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-# ----------------------------------------------------------------------------------------------------
-# Exercises
+# ---------------------------------------------------------------- exercises
+
+NOT_DONE = "not done yet."
 
 
-def check(number: str, answer: Any) -> None:
-    """Say whether `answer`, a function or a predicted value, is right, and if not, where it differs.
+def check(number: str, answer: object) -> None:
+    """Say whether your answer, a function or a predicted value, is correct, and if it isn't, where it goes wrong.
 
-    The outcome is kept for `progress`, unless nothing was written yet.
+    `progress` remembers the outcome, unless you haven't written anything yet.
     """
-    if (exercise := _find(number)) is None:
+    if (exercise := _exercise(number)) is None:
         return
-    solved = _judge(exercise, answer)
-    if solved is not None:
-        record(exercise.number, CORRECT if solved else NOT_YET)
+    correct = _print_verdict(exercise, answer)
+    if correct is not None:
+        record(exercise.number, CORRECT if correct else TRIED)
 
 
-def _judge(exercise: Exercise, answer: Any) -> bool | None:
-    """Print the verdict; True for correct, False for not yet, None for not done."""
-    if _unfinished(answer):
-        return _not_done(exercise)
+def _print_verdict(exercise: Exercise, answer: object) -> bool | None:
+    """True for a correct answer, False for a wrong one, None for one that isn't written yet."""
+    if _unwritten(answer):
+        _print(exercise, NOT_DONE)
+        return None
     if not exercise.is_prediction and not callable(answer):
-        name = type(answer).__name__
-        _say(exercise, f"not yet: pass your function itself, without calling it (this is a {name}).")
+        kind = type(answer).__name__
+        _print(exercise, f"not yet: pass your function itself, without calling it (this is a {kind}).")
         return False
 
-    function = answer if callable(answer) else (lambda: answer)
     cases = exercise.cases()
     try:
-        yours = _run(function, cases)
+        yours = _outputs(answer if callable(answer) else lambda: answer, cases)
     except Exception as error:
         # A stub may raise NotImplementedError; an `...` left in the body ends in a TypeError that names it.
         if isinstance(error, NotImplementedError) or "ellipsis" in str(error):
-            return _not_done(exercise)
-        _say(exercise, f"your code raised {_name(error)}{_where(error)}")
+            _print(exercise, NOT_DONE)
+            return None
+        _print(exercise, f"your code raised {_first_line(error)}{_line_of(error)}")
         return False
-    if any(_unfinished(output) for output in yours):
-        return _not_done(exercise)
+    if any(_unwritten(output) for output in yours):
+        _print(exercise, NOT_DONE)
+        return None
 
-    expected = _run(exercise.reference, exercise.cases())
-    difference = first_difference(yours, expected, exercise.tolerance)
+    difference = first_difference(yours, _outputs(exercise.reference, cases), exercise.tolerance)
     if difference is None:
-        _say(exercise, "correct." + (f" {exercise.remark}" if exercise.remark else ""))
+        _print(exercise, "correct." + (f" {exercise.remark}" if exercise.remark else ""))
         return True
-
-    lines = describe(difference, len(expected), spoil=not exercise.is_prediction)
-    lines += [message for message, wrong in exercise.mistakes.items() if _same(yours, wrong, exercise)][:1]
-    _say(exercise, "not yet.", *lines)
+    lines = describe(difference, len(cases), spoil=not exercise.is_prediction)
+    for message, wrong in exercise.mistakes.items():
+        if first_difference(yours, _outputs(wrong, cases), exercise.tolerance) is None:
+            lines.append(message)
+            break
+    _print(exercise, "not yet.", *lines)
     return False
 
 
 def hint(number: str, n: int = 1) -> None:
-    """Print the n-th hint, counted from 1; later ones give more away."""
-    if (exercise := _find(number)) is None:
+    """Print the n-th hint, counted from 1. Each gives away more than the one before."""
+    if (exercise := _exercise(number)) is None:
         return
     total = len(exercise.hints)
     if isinstance(n, int) and 1 <= n <= total:
@@ -118,27 +118,23 @@ def hint(number: str, n: int = 1) -> None:
 
 
 def solution(number: str) -> None:
-    """Print the source of the function that answers are compared with."""
-    if (exercise := _find(number)) is not None:
+    """Print the code of the answer that yours is compared with."""
+    if (exercise := _exercise(number)) is not None:
         print(textwrap.dedent(inspect.getsource(exercise.reference)).rstrip())
 
 
-def _find(number: str) -> Exercise | None:
+def _exercise(number: str) -> Exercise | None:
     exercise = registry().get(str(number))
     if exercise is None:
         print(f"There is no exercise {number}; there are {', '.join(sorted(registry())) or 'none'}.")
     return exercise
 
 
-def _say(exercise: Exercise, verdict: str, *lines: str) -> None:
+def _print(exercise: Exercise, verdict: str, *lines: str) -> None:
     print("\n".join([f"Exercise {exercise.number}: {verdict}", *(f"  {line}" for line in lines)]))
 
 
-def _not_done(exercise: Exercise) -> None:
-    _say(exercise, "not done yet.")
-
-
-def _unfinished(value: Any) -> bool:
+def _unwritten(value: object) -> bool:
     """None or `...`; also a tuple, list or dict with an `...` left in it, or with nothing but None."""
     if value is None or value is ...:
         return True
@@ -149,8 +145,8 @@ def _unfinished(value: Any) -> bool:
     return False
 
 
-def _run(function: Callable, cases: list[tuple]) -> list[Any]:
-    """One output per case. Arguments are copied for each call, since students write in place now and then."""
+def _outputs(function: Callable[..., object], cases: list[tuple]) -> list[object]:
+    """One output per case. Every call gets a copy of its arguments, since students write in place now and then."""
     return [function(*_copy(arguments)) for arguments in cases]
 
 
@@ -170,7 +166,7 @@ def _copy(value: Any) -> Any:
     return value
 
 
-def _where(error: Exception) -> str:
+def _line_of(error: Exception) -> str:
     """` (line 4: ...)`, the last line of the traceback in the file or cell of the student's function."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if frame.filename != __file__]
@@ -179,8 +175,3 @@ def _where(error: Exception) -> str:
     last = [frame for frame in theirs if frame.filename == theirs[0].filename][-1]
     source = linecache.getline(last.filename, last.lineno or 0).strip()
     return f" (line {last.lineno}{': ' + source if source else ''})"
-
-
-def _same(yours: list[Any], wrong: Callable, exercise: Exercise) -> bool:
-    """Whether the student's outputs are those of a known mistake."""
-    return first_difference(yours, _run(wrong, exercise.cases()), exercise.tolerance) is None

@@ -4,76 +4,170 @@ A solved exercise is the reference that answers are compared with, under the nam
 with the imports and helper functions it needs, so that the cell runs, and its `check` prints "correct".
 """
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re
 import shutil
-import textwrap
-import types
+import sys
+import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import nbformat
+from nbconvert.preprocessors import ClearOutputPreprocessor
+from nbformat import NotebookNode
 
 from maml_edu.classroom.exercises import registry
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+DATA_FOLDERS = ("results", "images")  # what notebooks read beside them
 
 
 def write_handout(out: str | Path, notebooks: Sequence[str | Path] = (), solutions: bool = False) -> list[Path]:
-    """Write the notebooks (default: all of the series) to a new folder; returns the paths of the copies.
+    """Write the notebooks (default: the whole series) to a new folder; returns the paths of the copies.
 
-    Whatever the notebooks read beside them (results/, images/) is copied too. A folder that exists is left alone,
-    since a student may have worked in it: FileExistsError.
+    The files in results/ and images/ beside the notebooks are copied too, and nothing else is: no hidden files, and no
+    notebooks that lie in there. The folder appears complete or not at all, so a failed call can simply be repeated.
+    Raises FileExistsError for a folder that exists, since somebody may have worked in it; FileNotFoundError or
+    ValueError for notebooks that aren't there, aren't notebooks, or share a name, as do files that they read.
     """
-    sources = _notebooks(notebooks)
-    out = Path(out)
-    if out.exists():
+    out = Path(out).expanduser()
+    if out.exists() or out.is_symlink():
         raise FileExistsError(f"{out} exists and may hold somebody's work: name a new folder, or move that one away")
-    copies = {path: handout(nbformat.read(path, as_version=4), solutions) for path in sources}
-    out.mkdir(parents=True)
-    for path, nb in copies.items():
-        (out / path.name).write_text(nbformat.writes(nb).rstrip("\n") + "\n", encoding="utf-8")
-    for folder in {folder for path in sources for folder in path.parent.iterdir() if folder.is_dir()}:
-        if not folder.name.startswith((".", "_")):
-            shutil.copytree(folder, out / folder.name, dirs_exist_ok=True)
-    return [out / path.name for path in copies]
+    copies: dict[str, NotebookNode] = {}
+    data: dict[str, Path] = {}  # the path of each copy below `out`, and its source
+    for source in _notebook_paths(notebooks):
+        if source.name in copies:
+            raise ValueError(f"two of the notebooks are called {source.name}: hand them out in separate folders")
+        copies[source.name] = handout(read_notebook(source), solutions)
+        for name, path in _data_files(source.parent).items():
+            if data.setdefault(name, path) != path:
+                raise ValueError(f"two folders have a {name}: hand their notebooks out in separate folders")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as draft:
+        folder = Path(draft) / out.name
+        folder.mkdir()
+        for name, nb in copies.items():
+            (folder / name).write_text(nbformat.writes(nb).rstrip("\n") + "\n", encoding="utf-8")
+        for name, path in data.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)  # the content alone: a copy can be written where its source can't
+        folder.rename(out)
+    return [out / name for name in copies]
 
 
-def _notebooks(paths):
-    paths = [Path(path) for path in paths] or sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    if not paths:
-        raise FileNotFoundError(f"no notebooks in {NOTEBOOKS}: the installed package has none, so name them")
-    if missing := [str(path) for path in paths if not path.is_file()]:
-        raise FileNotFoundError(f"there is no {', '.join(missing)}; give paths to notebooks, or none for all")
-    return paths
+def read_notebook(path: str | Path) -> NotebookNode:
+    """The notebook in a file. Raises FileNotFoundError where there is none, ValueError for any other kind of file."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no notebook {path}: give the path of an .ipynb file")
+    content = Path(path).read_bytes()
+    try:
+        nb = nbformat.convert(nbformat.reader.reads(content.decode("utf-8")), 4)
+        nbformat.validate(nb)
+    except Exception as error:  # nbformat raises a dozen kinds for what isn't a notebook
+        raise ValueError(f"{path} isn't a notebook that can be read: give the path of an .ipynb file") from error
+    return nb
 
 
-def handout(nb: nbformat.NotebookNode, solutions: bool = False) -> nbformat.NotebookNode:
+def _notebook_paths(paths: Sequence[str | Path]) -> list[Path]:
+    if paths:
+        return [Path(path).expanduser() for path in paths]
+    if series := sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        return series
+    raise FileNotFoundError(f"no notebooks in {NOTEBOOKS}: the installed package has none, so name them")
+
+
+def _data_files(folder: Path) -> dict[str, Path]:
+    """The files in results/ and images/ of a folder, by their path below it."""
+    files = [path for name in DATA_FOLDERS for path in (folder / name).rglob("*") if path.is_file()]
+    below = {path.relative_to(folder): path for path in files if path.suffix != ".ipynb"}
+    return {str(name): path for name, path in below.items() if not any(part.startswith(".") for part in name.parts)}
+
+
+def handout(nb: NotebookNode, solutions: bool = False) -> NotebookNode:
     """A copy without outputs and counts; with `solutions`, every stub is replaced by the reference.
 
     The first cell that checks an exercise is its stub; a later one may show off a wrong answer, and stays.
     """
-    from nbconvert.preprocessors import ClearOutputPreprocessor
-
     nb, _ = ClearOutputPreprocessor().preprocess(nbformat.from_dict(nb), {})  # from_dict copies
     imported: set[str] = set()  # what earlier cells import need not be imported again
-    done: set[str] = set()
+    solved_before: set[str] = set()
     for cell in nb.cells:
         if not solutions or cell.cell_type != "code":
             continue
-        if checked := {number for _, number in _checks(cell.source)} - done:
+        if checked := {number for _, number in _checks(cell.source)} - solved_before:
             cell.source = solved(cell.source, imported)
             cell.metadata["tags"] = [*cell.metadata.get("tags", []), "solution"]
-            done |= checked
+            solved_before |= checked
         elif "import" in cell.source:
-            imported |= _imports(cell.source)
+            imported |= set(_imports(cell.source).values())
     return nb
 
 
-def _tree(source):
+def solved(source: str, imported: Collection[str] = ()) -> str:
+    """The source of a stub cell with the reference in place of the stub; every other line stays.
+
+    Raises ValueError if the cell checks a name that it doesn't define.
+    """
+    lines, tree = source.splitlines(), _tree(source)
+    replacements: list[tuple[int, int, str]] = []  # first and last line, counted from 1, and what comes instead
+    for call, number in _checks(source):
+        exercise, answer = registry()[number], call.args[1]
+        stub = next((node for node in tree.body if isinstance(answer, ast.Name) and answer.id in _bound(node)), None)
+        if stub is None or not isinstance(answer, ast.Name):
+            raise ValueError(f'check("{number}", …) stands in a cell that does not define what it checks')
+        first = min([stub.lineno, *(decorator.lineno for decorator in getattr(stub, "decorator_list", []))])
+        solution = solution_source(exercise.reference, answer.id, exercise.is_prediction, imported)
+        replacements.append((first, stub.end_lineno or first, solution))
+    for first, last, solution in sorted(replacements, reverse=True):
+        lines[first - 1 : last] = solution.splitlines()
+    return "\n".join(lines)
+
+
+def solution_source(
+    reference: Callable[..., object], name: str, is_prediction: bool = False, imported: Collection[str] = ()
+) -> str:
+    """Imports, helpers and the reference under the student's `name`; for a prediction, `name` is its value.
+
+    Imports that `imported` holds, one line each, are left out.
+    """
+    module = inspect.getsource(sys.modules[reference.__module__])
+    imports: set[str] = set()
+    definitions: dict[str, str] = {}
+    _collect(reference.__name__, module, imports, definitions)
+    own = definitions.pop(reference.__name__)
+    if is_prediction:
+        own += f"\n\n\n{name} = {reference.__name__}()"
+    else:
+        own = re.sub(rf"\b{reference.__name__}\b", name, own)
+    return "\n\n\n".join(part for part in (_import_block(imports - set(imported)), *definitions.values(), own) if part)
+
+
+def _import_block(imports: Collection[str]) -> str:
+    """One line for `import …` and for each module behind `from`."""
+    names: dict[str, list[str]] = {}
+    for line in sorted(imports, key=lambda line: (line.startswith("from"), line)):
+        start, _, name = line.rpartition("import ")
+        names.setdefault(start if start else line, []).append(name)
+    return "\n".join(
+        f"{start}import {', '.join(group)}" if start.startswith("from") else start for start, group in names.items()
+    )
+
+
+def _collect(name: str, module: str, imports: set[str], definitions: dict[str, str]) -> None:
+    """Add what `name` needs in the source of a module: imports, then definitions, each after those that it uses."""
+    if name in (imported := _imports(module)):
+        imports.add(imported[name])
+        return
+    statements = {bound: node for node in _tree(module).body for bound in _bound(node)}
+    node = statements[name]
+    used = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} & set(statements)
+    for other in sorted(used - {name} - set(definitions)):
+        _collect(other, module, imports, definitions)
+    definitions[name] = "\n".join(module.splitlines()[node.lineno - 1 : node.end_lineno])
+
+
+def _tree(source: str) -> ast.Module:
     """The cell as a syntax tree; nothing for a cell of IPython's own commands."""
     try:
         return ast.parse(source)
@@ -81,18 +175,18 @@ def _tree(source):
         return ast.Module([], [])
 
 
-def _imports(source):
-    """Every import of a cell as a line of its own."""
-    lines = set()
+def _imports(source: str) -> dict[str, str]:
+    """The names that a source imports, each with an import of its own."""
+    lines: dict[str, str] = {}
     for node in _tree(source).body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             start = f"from {node.module} " if isinstance(node, ast.ImportFrom) else ""
-            lines |= {f"{start}import {ast.unparse(alias)}" for alias in node.names}
+            lines |= {alias.asname or alias.name: f"{start}import {ast.unparse(alias)}" for alias in node.names}
     return lines
 
 
-def _checks(source):
-    """The calls `check("3.1", …)` in a cell: (call, number)."""
+def _checks(source: str) -> list[tuple[ast.Call, str]]:
+    """The calls `check("3.1", …)` in a cell, each with its number."""
     if "check(" not in source:
         return []
     calls = [node for node in ast.walk(_tree(source)) if isinstance(node, ast.Call)]
@@ -102,25 +196,7 @@ def _checks(source):
     ]
 
 
-def solved(source: str, imported: Collection[str] = ()) -> str:
-    """The source of a stub cell with the reference in place of the stub; every other line stays."""
-    lines, tree = source.splitlines(), _tree(source)
-    replace: list[tuple[int, int, str]] = []  # lines first … last, counted from 1, and what comes instead
-    for call, number in _checks(source):
-        exercise, given = registry()[number], call.args[1]
-        name = given.id if isinstance(given, ast.Name) else None
-        stub = next((node for node in tree.body if name in _bound(node)), None)
-        if stub is None:
-            raise ValueError(f'check("{number}", …) stands in a cell that does not define what it checks')
-        first = min([stub.lineno, *(d.lineno for d in getattr(stub, "decorator_list", []))])
-        text = solution_source(exercise.reference, name, exercise.is_prediction, imported)
-        replace.append((first, stub.end_lineno, text))
-    for first, last, text in sorted(replace, reverse=True):
-        lines[first - 1 : last] = text.splitlines()
-    return "\n".join(lines)
-
-
-def _bound(node):
+def _bound(node: ast.stmt) -> set[str]:
     """The names that a statement of a cell defines."""
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         return {node.name}
@@ -128,37 +204,3 @@ def _bound(node):
         return {alias.asname or alias.name for alias in node.names}
     targets = node.targets if isinstance(node, ast.Assign) else []
     return {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}
-
-
-def solution_source(reference: Callable, name: str, is_prediction: bool = False, imported: Collection[str] = ()) -> str:
-    """Imports, helpers and the reference under the student's `name`; for a prediction, `name` is its value.
-
-    Imports that `imported` holds, one line each, are left out.
-    """
-    imports: set[str] = set()
-    helpers: dict[str, str] = {}
-    _collect(reference, imports, helpers)
-    own = helpers.pop(reference.__name__)
-    if is_prediction:
-        own += f"\n\n\n{name} = {reference.__name__}()"
-    else:
-        own = re.sub(rf"\b{reference.__name__}\b", name, own)
-    lines = sorted(imports - set(imported), key=lambda line: (line.startswith("from"), line))
-    return "\n\n\n".join(part for part in ("\n".join(lines), *helpers.values(), own) if part)
-
-
-def _collect(function, imports, helpers):
-    """What the source of `function` refers to: helpers of its own module by their source, the rest by import."""
-    source = textwrap.dedent(inspect.getsource(function)).rstrip()
-    helpers[function.__name__] = source
-    used = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
-    for name in sorted(used & set(function.__globals__)):
-        value = function.__globals__[name]
-        if isinstance(value, types.ModuleType):
-            imports.add(f"import {value.__name__}" + (f" as {name}" if value.__name__ != name else ""))
-        elif not callable(value):
-            helpers.setdefault(name, f"{name} = {value!r}")
-        elif value.__module__ != function.__module__:
-            imports.add(f"from {value.__module__} import {name}")
-        elif name not in helpers:
-            _collect(value, imports, helpers)

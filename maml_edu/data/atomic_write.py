@@ -1,45 +1,52 @@
-"""Files that are written whole or not at all."""
+"""Files that are written as a whole or not at all."""
 
+import contextlib
+import glob
 import os
-import threading
+import sys
+import uuid
 from pathlib import Path
+from typing import IO
 
 
-def write_whole(path: str | Path, content: bytes | str) -> None:
-    """Write beside the file, then put it in its place: a reader sees the old content or the new, never half of one.
+def write_atomically(path: str | Path, content: bytes | str) -> None:
+    """Write beside the file, then move it into place: a reader sees the old content or the new, never half of one.
 
-    Text is written as UTF-8. What a killed process left half-written beside the file is removed. Raises OSError (a full
-    disk, no permission), and the old file is whole.
+    Text is written as UTF-8, folders are made. What a killed process left beside the file is removed. Raises OSError
+    (a full disk, no permission), and the old file is untouched.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{path.name}.*.part"):
-        owner = left.name.split(".")[-2].partition("-")[0]
-        if owner.isdigit() and not alive(int(owner)):
-            left.unlink(missing_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
+    _remove_leftovers(path)
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")  # a name that no other writer ever has
     try:
-        with open(temporary, "wb") as file:
+        with open(draft, "wb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                _lock(file)
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if sys.platform == "win32":
+                file.close()  # an open file cannot be moved there
+            os.replace(draft, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise
 
 
-def alive(pid: int) -> bool:
-    """Whether a process with this id runs on this machine."""
-    if os.name == "nt":  # os.kill would end the process there
-        import ctypes
+def _remove_leftovers(path: Path) -> None:
+    """Remove the drafts of writers that are gone. A writer at work holds a lock on its draft before it is filled."""
+    for draft in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):  # locked, gone by now, or not ours to remove
+            if draft.stat().st_size:
+                with open(draft, "r+b") as file:
+                    _lock(file)
+                draft.unlink()
 
-        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)
-        return bool(handle) and bool(ctypes.windll.kernel32.CloseHandle(handle))
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+
+def _lock(file: IO[bytes]) -> None:
+    """Mark a file as being written, until it is closed or its process ends. Raises OSError if it is marked already."""
+    if sys.platform != "win32":  # where an open file cannot be removed anyway
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

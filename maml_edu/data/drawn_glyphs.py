@@ -45,7 +45,7 @@ def glyphs(classes: int = 400, seed: int = 0) -> Characters:
 def _plans(classes: int, generator: torch.Generator) -> Tensor:
     """Control points [C, strokes, 4, 2] on paper that reaches from −1 to 1; coordinates are (x, y)."""
 
-    def chance(probability):  # [C, strokes, 1]
+    def chance(probability: float) -> Tensor:  # [C, strokes, 1]
         return torch.rand(classes, STROKES, 1, generator=generator) < probability
 
     # Strokes run between the nine points of a 3 × 3 grid, so there are uprights, bars and diagonals as in
@@ -74,11 +74,11 @@ def _draw(plans: Tensor, generator: torch.Generator) -> Tensor:
     """Twenty drawings of each plan: [C, strokes, 4, 2] -> uint8 [C, 20, 28, 28]."""
     C, S = plans.shape[:2]
 
-    def noise(scale, *shape):
+    def noise(scale: float, *shape: int) -> Tensor:
         return scale * torch.randn(C, DRAWINGS, *shape, generator=generator)
 
     points = plans[:, None] + noise(HAND, S, 4, 2)  # [C, 20, S, 4, 2]
-    curves = _bezier(points).flatten(2, 3)  # [C, 20, samples, 2]
+    curves = _bezier(points).flatten(2, 3)  # [C, 20, 40 · strokes, 2]
     curves = curves @ (torch.eye(2) + noise(SLANT, 2, 2)) + noise(SHIFT, 1, 2)
 
     # Ink by distance from each pixel's centre to the nearest sample of the curve, in pixels; the edge of the
@@ -92,8 +92,8 @@ def _draw(plans: Tensor, generator: torch.Generator) -> Tensor:
     return (255 * ink).round().to(torch.uint8).view(C, DRAWINGS, SIZE, SIZE)
 
 
-def _bezier(points: Tensor, samples: int = 40) -> Tensor:
-    """Points on cubic Bézier curves: control points [..., 4, 2] -> [..., samples, 2]."""
-    t = torch.linspace(0, 1, samples)
+def _bezier(points: Tensor) -> Tensor:
+    """Forty points on each cubic Bézier curve: control points [..., 4, 2] -> [..., 40, 2]."""
+    t = torch.linspace(0, 1, 40)
     bernstein = [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]
-    return torch.stack(bernstein, dim=-1) @ points  # [samples, 4] @ [..., 4, 2]
+    return torch.stack(bernstein, dim=-1) @ points  # [40, 4] @ [..., 4, 2]

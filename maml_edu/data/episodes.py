@@ -80,7 +80,7 @@ def split(characters: Characters, how: str = "finn") -> tuple[Characters, Charac
             f'{len(names)} characters are too few for the "{how}" split: it leaves '
             f"{' / '.join(str(len(part)) for part in parts)} for training / validation / test"
         )
-    return tuple(characters.take(part) for part in parts)
+    return characters.take(parts[0]), characters.take(parts[1]), characters.take(parts[2])
 
 
 class EpisodeIndices(NamedTuple):
@@ -112,7 +112,7 @@ class Episodes:
         queries: int,
         rotations: bool = True,
         device: str | torch.device = "cpu",
-    ):
+    ) -> None:
         for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
             _check_positive(name, value)
         count, drawings = characters.images.shape[:2]
@@ -150,7 +150,7 @@ class Episodes:
         turns, count, drawings = self.images.shape[:3]
         where = "cpu" if generator is None else generator.device
 
-        def uniform(*shape):
+        def uniform(*shape: int) -> Tensor:
             return torch.rand(tasks, *shape, generator=generator, device=where)
 
         # Where the largest of many random numbers stand: a draw without replacement, for all tasks at once.

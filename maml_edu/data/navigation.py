@@ -1,6 +1,6 @@
 """2-D navigation: a point must reach a goal it is never told. A task in the form (L, q(x₁), q(x_{t+1}|x_t, a_t), H).
 
-Source: Finn, Abbeel & Levine (2017), §2.1 (the form of a task) and §5.3 (this family).
+Source: Finn, Abbeel & Levine (2017), §2.1 (the form of a task) and §5.3 (this distribution of tasks).
 
     L            minus the sum of rewards, r_t = −‖x_{t+1} − goal‖
     q(x₁)        the origin, always
@@ -17,17 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maml_edu.tasks import Params, TaskBatch
+from maml_edu.tasks import Params, Sampler, TaskBatch
 
 Act = Callable[[Params, Tensor, Tensor], Tensor]  # (params, states [T, n, 2], noise [T, n, 2]) -> actions [T, n, 2]
-
-# Return after 0, 1, 2, 3 steps; the oracle is told the goal. Source: Finn, Abbeel & Levine (2017), experiment of §5.3.
-PUBLISHED_NAVIGATION = {
-    "MAML": (-40.4, -11.7, -3.3, -3.2),
-    "pre-trained": (-40.8, -19.7, -11.7, -8.5),
-    "random": (-82.7, -58.0, -53.8, -46.8),
-    "oracle": -2.3,
-}
 
 
 class Trajectories(NamedTuple):
@@ -44,7 +36,7 @@ class Trajectories(NamedTuple):
 
 
 class Navigation(NamedTuple):
-    """The family of tasks. half_width: of the square the goals come from. clip=None moves as far as the policy says."""
+    """The tasks. half_width: of the square the goals come from. clip=None: moves go as far as the policy says."""
 
     horizon: int = 100
     half_width: float = 0.5
@@ -52,7 +44,7 @@ class Navigation(NamedTuple):
     unit: float = 0.1
     clip: float | None = 0.1
 
-    def goals(self, tasks: int, generator: torch.Generator | None = None, dtype=torch.float32) -> Tensor:
+    def goals(self, tasks: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """[T, 2], one goal per task."""
         if tasks < 1:
             raise ValueError(f"tasks={tasks}; expected at least 1")
@@ -85,7 +77,7 @@ class Navigation(NamedTuple):
                 x, alive = after, alive * (distance >= self.reach)
         return Trajectories(*(torch.stack(one, 2) for one in zip(*steps)))
 
-    def sampler(self, trajectories: int = 20, steps: int = 1) -> Callable[..., TaskBatch]:
+    def sampler(self, trajectories: int = 20, steps: int = 1) -> Sampler:
         """sampler(tasks, generator=…) for `train` and `evaluate`: goals, and the noise that trajectories are made from.
 
         A batch cannot hold the trajectories themselves: which ones are seen depends on the parameters.
@@ -104,11 +96,11 @@ class Navigation(NamedTuple):
         return sample
 
 
-def oracle_returns(family: Navigation, goals: Tensor) -> Tensor:
+def oracle_returns(navigation: Navigation, goals: Tensor) -> Tensor:
     """The return [T] of one who is told the goal and moves towards it as far as the clip allows."""
 
-    def straight(params, states, noise):
-        return (goals.unsqueeze(1) - states) / family.unit
+    def straight(params: Params, states: Tensor, noise: Tensor) -> Tensor:
+        return (goals.unsqueeze(1) - states) / navigation.unit
 
-    noise = torch.zeros(goals.shape[0], 1, family.horizon, 2, dtype=goals.dtype)
-    return family.rollout(straight, {}, goals, noise).returns()[:, 0]
+    noise = torch.zeros(goals.shape[0], 1, navigation.horizon, 2, dtype=goals.dtype)
+    return navigation.rollout(straight, {}, goals, noise).returns()[:, 0]

@@ -1,6 +1,7 @@
-"""Sine regression: the task family of Finn, Abbeel & Levine (2017, §5.1), and what can be known about it exactly."""
+"""Sine regression: the tasks of Finn, Abbeel & Levine (2017, §5.1), and what can be known about them exactly."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ class SineTasks:
     phase: tuple[float, float] = (0.0, math.pi)
     x: tuple[float, float] = (-5.0, 5.0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("amplitude", "phase", "x"):
             low, high = getattr(self, name)
             if not low <= high:
@@ -86,7 +87,9 @@ class SineTasks:
         return self.zero_mse() - mean_amplitude**2 * explained
 
 
-def _mean(function, antiderivative, low_high: tuple[float, float]) -> float:
+def _mean(
+    function: Callable[[float], float], antiderivative: Callable[[float], float], low_high: tuple[float, float]
+) -> float:
     """The mean of a function over an interval, by its antiderivative; its value if the interval is a point."""
     low, high = low_high
     return function(low) if high == low else (antiderivative(high) - antiderivative(low)) / (high - low)

@@ -1,14 +1,19 @@
 """Trying a meta-gradient function on a problem: what it answers, and what it does besides or instead."""
 
-from __future__ import annotations
-
 import textwrap
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from maml_edu.tasks import TaskBatch
+from maml_edu.diagnosis.known_mistakes import Problem
+from maml_edu.meta_gradient import MetaGradient
+from maml_edu.step_sizes import Alpha
+from maml_edu.tasks import Params, TaskBatch
+
+# (loss, theta, batch, alpha, steps) -> the meta-gradient, a dict like theta, alone or in a MetaGradient
+GradientFunction = Callable[..., Mapping[str, Tensor | None] | MetaGradient]
 
 
 class Diagnosis(NamedTuple):
@@ -21,31 +26,33 @@ class Diagnosis(NamedTuple):
         return textwrap.fill(f"{self.verdict}: {self.explanation}", 96)
 
 
-class Complaint(Exception):
-    """There is no answer to compare: `diagnosis` says why."""
+class NoAnswer(Exception):
+    """There is no gradient to compare: `diagnosis` says why."""
 
-    def __init__(self, verdict, explanation):
+    def __init__(self, verdict: str, explanation: str) -> None:
         self.diagnosis = Diagnosis(verdict, explanation)
 
 
 class Answer(NamedTuple):
-    flat: Tensor  # [D]
-    complaint: Diagnosis | None  # what it did on the way
+    """flat [D]: the gradient as one vector. side_effect: what the function changed on the way, if anything."""
+
+    flat: Tensor
+    side_effect: Diagnosis | None
 
 
-def call(function, problem, alpha=None) -> Answer:
-    """What the function answers on a problem, with copies of everything, and what else it did. Raises Complaint."""
+def call(function: GradientFunction, problem: Problem, alpha: Alpha | None = None) -> Answer:
+    """What the function answers on a problem, with copies of everything, and what else it did. Raises NoAnswer."""
     theta = {name: p.detach().clone().requires_grad_() for name, p in problem.theta.items()}
     batch = TaskBatch(*(t.clone() for t in problem.batch))
     where = f" (T = {len(batch.support_x)}, K = {problem.steps})"
     try:
         with torch.enable_grad():
-            answer = function(problem.loss, theta, batch, problem.alpha if alpha is None else alpha, problem.steps)
+            returned = function(problem.loss, theta, batch, problem.alpha if alpha is None else alpha, problem.steps)
     except NotImplementedError as error:
-        raise Complaint("error", "not written yet: it raises NotImplementedError.") from error
-    except (Exception, SystemExit) as error:  # whatever a student's function does is a finding, not a crash
+        raise NoAnswer("error", "not written yet: it raises NotImplementedError.") from error
+    except (Exception, SystemExit) as error:  # whatever a student's function does is to be reported, not to crash us
         message = str(error).strip().splitlines() or [""]
-        raise Complaint("error", f"it raises {type(error).__name__}: {message[0]}{_why(message[0])}{where}") from error
+        raise NoAnswer("error", f"it raises {type(error).__name__}: {message[0]}{_why(message[0])}{where}") from error
     changed = [n for n, p in problem.theta.items() if n not in theta or not torch.equal(theta[n].detach(), p)]
     changed += [n for n in theta if n not in problem.theta or not theta[n].requires_grad]
     if changed:
@@ -55,24 +62,23 @@ def call(function, problem, alpha=None) -> Answer:
             "optimiser's step comes after all tasks."
         )
         try:
-            return Answer(_flatten(answer, problem.theta), Diagnosis("theta-modified", text))
-        except Complaint:
-            raise Complaint("theta-modified", text) from None
-    flat = _flatten(answer, problem.theta)
-    if not flat.isfinite().all():
-        bad = [n for n, p in _gradient_of(answer).items() if not torch.as_tensor(p).isfinite().all()]
-        raise Complaint(
+            return Answer(_flat(_gradient(returned, problem.theta)), Diagnosis("theta-modified", text))
+        except NoAnswer:
+            raise NoAnswer("theta-modified", text) from None
+    gradient = _gradient(returned, problem.theta)
+    if bad := [name for name, g in gradient.items() if not g.isfinite().all()]:
+        raise NoAnswer(
             "nan",
             f"NaN or infinity in the gradient of {', '.join(bad)}{where}. Typical causes: a square root or a division "
             "at zero (√v of Adam inside the inner loop: put ε inside the root), or a step size so large that the inner "
             "loop diverges.",
         )
     if not all(torch.equal(a, b) for a, b in zip(batch, problem.batch)):
-        return Answer(flat, Diagnosis("batch-modified", "the call writes into the batch it was given."))
-    return Answer(flat, None)
+        return Answer(_flat(gradient), Diagnosis("batch-modified", "the call writes into the batch it was given."))
+    return Answer(_flat(gradient), None)
 
 
-def _why(message):
+def _why(message: str) -> str:
     for part, reason in (
         ("mutate a captured Tensor", ". Batch norm keeps running statistics: track_running_stats=False"),
         ("positional arguments but 5", ". Four arguments: is it a training step? Wrap it, from_training_step(…)"),
@@ -90,28 +96,28 @@ def _why(message):
     return ""
 
 
-def _gradient_of(answer):
-    return getattr(answer, "gradient", answer)
-
-
-def _flatten(answer, theta):
-    """The answer as one vector [D], its form checked."""
-    answer = _gradient_of(answer)
-    if answer is None:
-        raise Complaint("form", "it returns None. Return a dict with one tensor for each parameter of θ.")
-    if not isinstance(answer, dict):
-        kind = type(answer).__name__
-        raise Complaint("form", f"it returns a {kind}. Return a dict with one tensor for each parameter of θ.")
-    none = [name for name in theta if answer.get(name) is None]
+def _gradient(returned: object, theta: Params) -> Params:
+    """What the function returned, in float64, its form checked. Raises NoAnswer."""
+    gradient = getattr(returned, "gradient", returned)
+    if gradient is None:
+        raise NoAnswer("form", "it returns None. Return a dict with one tensor for each parameter of θ.")
+    if not isinstance(gradient, dict):
+        kind = type(gradient).__name__
+        raise NoAnswer("form", f"it returns a {kind}. Return a dict with one tensor for each parameter of θ.")
+    none = [name for name in theta if gradient.get(name) is None]
     if none:
-        raise Complaint(
+        raise NoAnswer(
             "missing",
             f"no gradient for {', '.join(none)}. It was left out, or the graph from the query loss to it is cut, the "
             "gradient arrived in a copy (copy.deepcopy makes parameters of its own), or zero_grad() has wiped it out.",
         )
     for name, p in theta.items():
-        shape = list(torch.as_tensor(answer[name]).shape)
+        shape = list(torch.as_tensor(gradient[name]).shape)
         if shape != list(p.shape):
             extra = " Is the mean over tasks missing?" if shape[1:] == list(p.shape) else ""
-            raise Complaint("form", f"{name} has shape {shape}; expected {list(p.shape)}, as in θ.{extra}")
-    return torch.cat([torch.as_tensor(answer[name]).detach().to(torch.float64).reshape(-1) for name in theta])
+            raise NoAnswer("form", f"{name} has shape {shape}; expected {list(p.shape)}, as in θ.{extra}")
+    return {name: torch.as_tensor(gradient[name]).detach().to(torch.float64) for name in theta}
+
+
+def _flat(gradient: Params) -> Tensor:
+    return torch.cat([g.reshape(-1) for g in gradient.values()])

@@ -3,18 +3,19 @@
 Another K or α, other numbers, the next meta-batch, parameters at rest or unused, one α per parameter.
 """
 
-from __future__ import annotations
-
 import torch
+from torch import Tensor
 
-from maml_edu.diagnosis.checked_call import Complaint, Diagnosis, call
+from maml_edu.diagnosis.checked_call import Diagnosis, GradientFunction, NoAnswer, call
 from maml_edu.diagnosis.explanation import TOLERANCE, distance, exact_gradient, mean_gradient
-from maml_edu.diagnosis.known_mistakes import gradient
-from maml_edu.hessian_vector import hvp
+from maml_edu.diagnosis.known_mistakes import Problem
+from maml_edu.diagnosis.training_steps import WrappedStep
+from maml_edu.hessian_vector import hvp, value_and_gradient
 from maml_edu.meta_gradient import adapt, maml
+from maml_edu.tasks import Params
 
 
-def deaf(function, problem):
+def ignores_an_argument(function: GradientFunction, problem: Problem) -> Diagnosis | None:
     """Whether the answer stays the same with another K or another α: a number that is written into the function."""
     same = {}
     for name, changed in (
@@ -23,15 +24,15 @@ def deaf(function, problem):
     ):
         try:
             same[name] = distance(call(function, problem).flat, call(function, changed).flat) < 1e-12
-        except Complaint:
+        except NoAnswer:
             return None
-    if sum(same.values()) != 1:  # deaf to both is no MAML at all
+    if sum(same.values()) != 1:  # one that ignores both is no MAML at all
         return None
     name = "steps" if same["steps"] else "alpha"
     return Diagnosis(name, f"the answer does not depend on `{name}`: is a number written into the function?")
 
 
-def later(function, problem, last):
+def on_other_numbers(function: GradientFunction, problem: Problem, last: Problem) -> Diagnosis | None:
     """What an exact function does to other numbers of the same sizes, and to the next meta-batch."""
     try:
         if distance(call(function, last).flat, exact_gradient(last)) > TOLERANCE:
@@ -40,20 +41,21 @@ def later(function, problem, last):
                 "it is exact on three problems and not on a fourth, with the sizes of the second, other numbers and "
                 "gradients of length 10 and more. Is a gradient clipped, or a result remembered from an earlier call?",
             )
-        if (again := getattr(function, "again", None)) and distance(
-            call(again, problem).flat, exact_gradient(problem)
-        ) > 1e-9:
+        if (
+            isinstance(function, WrappedStep)
+            and distance(call(function.second_call, problem).flat, exact_gradient(problem)) > 1e-9
+        ):
             return Diagnosis(
                 "non-deterministic",
                 "exact for the first meta-batch, but a second step with the same network gives another gradient: "
                 "something is left behind (eval mode, running statistics, requires_grad off).",
             )
-    except Complaint as error:
+    except NoAnswer as error:
         return error.diagnosis
     return None
 
 
-def beyond_the_ordinary(function, problem, diagnosis):
+def beyond_the_ordinary(function: GradientFunction, problem: Problem, diagnosis: Diagnosis) -> Diagnosis:
     """Problems on which a right function may still fail: a parameter at rest, one unused, one α per parameter.
 
     A function that is wrong already is only tried for what becomes of zeros.
@@ -61,7 +63,7 @@ def beyond_the_ordinary(function, problem, diagnosis):
     resting = _with_a_resting_parameter(problem)
     try:
         answer = call(function, resting)
-    except Complaint as error:
+    except NoAnswer as error:
         if error.diagnosis.verdict == "nan":
             return error.diagnosis
         return diagnosis
@@ -71,30 +73,33 @@ def beyond_the_ordinary(function, problem, diagnosis):
         return Diagnosis("unknown", "it is exact, but not for a parameter whose inner gradient is zero.")
 
     extra = torch.tensor([0.7, -0.3], dtype=torch.float64)
-    loss = lambda params, x, y: problem.loss({n: params[n] for n in problem.theta}, x, y)  # noqa: E731
+
+    def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
+        return problem.loss({n: params[n] for n in problem.theta}, x, y)
+
     exact = torch.cat([exact_gradient(problem), torch.zeros_like(extra)])
     remarks = []
     try:
         answer = call(function, problem._replace(loss=loss, theta={**problem.theta, "unused": extra}))
-    except Complaint as error:
+    except NoAnswer as error:
         if error.diagnosis.verdict == "nan":
             return error.diagnosis
         remarks.append("A parameter that the loss does not use makes it fail; its gradient is meant to be zero.")
     else:
         if distance(answer.flat, exact) > TOLERANCE:
             return Diagnosis("unknown", "it is exact, but not when θ has a parameter that the loss does not use.")
-    rates = {name: problem.alpha * (0.4 + 0.3 * i) for i, name in enumerate(problem.theta)}
+    alpha = {name: problem.alpha * (0.4 + 0.3 * i) for i, name in enumerate(problem.theta)}
     try:
-        answer = call(function, problem, rates)
-    except Complaint:
+        answer = call(function, problem, alpha)
+    except NoAnswer:
         pass  # it takes a number for α, which is all that was asked
     else:
-        path = adapt(problem.loss, problem.theta, *problem.batch[:2], rates, problem.steps)
-        outside = gradient(problem.loss, path[-1], *problem.batch[2:])
+        path = adapt(problem.loss, problem.theta, *problem.batch[:2], alpha, problem.steps)
+        outside = value_and_gradient(problem.loss, path[-1], *problem.batch[2:])[1]
         for params in reversed(path[:-1]):
             hv = hvp(problem.loss, params, *problem.batch[:2], outside)
-            outside = {n: t - rates[n] * hv[n] for n, t in outside.items()}
-        inside = maml(problem.loss, problem.theta, problem.batch, rates, problem.steps).gradient
+            outside = {n: t - alpha[n] * hv[n] for n, t in outside.items()}
+        inside = maml(problem.loss, problem.theta, problem.batch, alpha, problem.steps).gradient
         if distance(answer.flat, mean_gradient(outside)) < TOLERANCE:
             return Diagnosis(
                 "alpha-outside",
@@ -106,10 +111,10 @@ def beyond_the_ordinary(function, problem, diagnosis):
     return diagnosis._replace(explanation=" ".join([diagnosis.explanation, *remarks]))
 
 
-def _with_a_resting_parameter(problem):
+def _with_a_resting_parameter(problem: Problem) -> Problem:
     """One more parameter, like the weight of a ReLU unit that is off for all support examples and on for a query."""
 
-    def loss(params, x, y):
+    def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
         others = {name: params[name] for name in problem.theta}
         return problem.loss(others, x, y) + params["resting"][..., 0] ** 2 * torch.relu(x[..., 0] - 10).mean(-1)
 

@@ -1,100 +1,118 @@
-"""Which of the hypotheses explains the gradients that were found, and the same in words. For `diagnose`."""
-
-from __future__ import annotations
+"""Which of the hypotheses explains the gradients of a function, and the same in words. For `diagnose`."""
 
 import functools
 import itertools
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from maml_edu.diagnosis.checked_call import Diagnosis
-from maml_edu.diagnosis.known_mistakes import NUMBERS, hypotheses, nothing_kept, recursion
+from maml_edu.diagnosis.known_mistakes import (
+    NUMBERS,
+    Factor,
+    Hypothesis,
+    Problem,
+    hypotheses,
+    inverse,
+    nothing_kept,
+    recursion,
+)
+from maml_edu.tasks import Params, mean_over_tasks
 
 TOLERANCE = 1e-6  # of the whole gradient's length; leaves room for Hessian-vector products by finite differences
 
+MakeProblems = Callable[[], list[Problem]]
+Result = TypeVar("Result")
+
 
 @functools.cache
-def problems_of(kind):
+def problems_of(make_problems: MakeProblems) -> tuple[Problem, ...]:
     """Made once: `call` hands out copies."""
-    return tuple(kind())
+    return tuple(make_problems())
 
 
 @functools.cache
-def _hypotheses(kind):
-    return (*hypotheses(), *problems_of(kind)[0].suspicions)
+def _hypotheses(make_problems: MakeProblems) -> tuple[Hypothesis, ...]:
+    return (*hypotheses(), *problems_of(make_problems)[0].suspicions)
 
 
 @functools.cache
-def _columns(kind, i, j):
+def _columns(make_problems: MakeProblems, i: int, j: int) -> Tensor:
     """The gradients of every task [D, T] under hypothesis i on problem j: the same for whoever is diagnosed."""
-    per_task = _hypotheses(kind)[i].per_task(problems_of(kind)[j])
+    per_task = _hypotheses(make_problems)[i].per_task(problems_of(make_problems)[j])
     return torch.stack([torch.cat([t.reshape(-1) for t in task]) for task in zip(*per_task.values())], 1)
 
 
-def explain(kind, found) -> Diagnosis:
-    problems = problems_of(kind)[:-1]
-    if not any(flat.any() for flat in found):
+def explain(make_problems: MakeProblems, gradients: Sequence[Tensor]) -> Diagnosis:
+    """What a function computes whose gradients [D], one for each problem but the last, are these."""
+    problems = problems_of(make_problems)[:-1]
+    if not any(flat.any() for flat in gradients):
         return Diagnosis(
             "zero",
             "the gradient is zero everywhere: nothing that was differentiated depends on θ. Is φ detached? Or is a "
             "formula applied to a loss that has no θ in it?",
         )
-    for i, hypothesis in enumerate(_hypotheses(kind)):
-        fits = _on_every_problem(lambda j, flat, i=i: _fit(_columns(kind, i, j), flat), found)
-        if fits:
-            return _worded(hypothesis, problems, fits, found)
-        if hypothesis.verdict == "first-order" and (cut := _cut(problems, found)):
+    for i, hypothesis in enumerate(_hypotheses(make_problems)):
+        if fits := _on_every_problem(functools.partial(_weights, make_problems, i), gradients):
+            return _worded(hypothesis, problems, fits, gradients)
+        if hypothesis.verdict == "first-order" and (cut := _cut_steps(problems, gradients)):
             return cut
-    return _unknown(problems, found)
+    return _unknown(problems, gradients)
 
 
-def _on_every_problem(try_it, found):
-    """What `try_it` finds on each problem, or None as soon as it finds nothing."""
+def _on_every_problem(
+    explain_one: Callable[[int, Tensor], Result | None], gradients: Sequence[Tensor]
+) -> list[Result] | None:
+    """What `explain_one` makes of the gradient on each problem, or None as soon as it makes nothing of one."""
     results = []
-    for j, flat in enumerate(found):
-        results.append(try_it(j, flat))
-        if results[-1] is None:
+    for j, flat in enumerate(gradients):
+        result = explain_one(j, flat)
+        if result is None:
             return None
+        results.append(result)
     return results
 
 
-def _fit(columns, flat):
-    """The weights [T] with which the tasks' gradients [D, T] add up to `flat`, or None if no weights do."""
+def _weights(make_problems: MakeProblems, i: int, j: int, flat: Tensor) -> Tensor | None:
+    """The weights [T] with which the tasks' gradients under hypothesis i add up to `flat`, or None if no weights do."""
+    columns = _columns(make_problems, i, j)
     weights = torch.linalg.lstsq(columns, flat[:, None]).solution[:, 0]
     return weights if distance(flat, columns @ weights) < TOLERANCE else None
 
 
-def distance(a, b):
+def distance(a: Tensor, b: Tensor) -> float:
     """Of a from b, over the length of b."""
     return float((a - b).norm() / b.norm().clamp_min(1e-300))
 
 
-def mean_gradient(per_task):
+def mean_gradient(per_task: Params) -> Tensor:
     """The mean over tasks of a dict of [T, …], as one vector [D]."""
-    return torch.cat([v.mean(0).reshape(-1) for v in per_task.values()])
+    return torch.cat([g.reshape(-1) for g in mean_over_tasks(per_task).values()])
 
 
-def exact_gradient(problem):
+def exact_gradient(problem: Problem) -> Tensor:
+    """The meta-gradient [D]."""
     return mean_gradient(recursion()(problem))
 
 
-def _first_order(problem):
+def _first_order(problem: Problem) -> Tensor:
     return mean_gradient(recursion(keep=nothing_kept)(problem))
 
 
-def _cut(problems, found):
+def _cut_steps(problems: Sequence[Problem], gradients: Sequence[Tensor]) -> Diagnosis | None:
     """Which inner steps count as the identity, if that explains everything."""
 
-    def try_it(j, flat):
+    def cut_of(j: int, flat: Tensor) -> tuple[int, ...] | None:
         p = problems[j]
         for length in range(p.steps + 1):
             for cut in itertools.combinations(range(p.steps), length):
-                per_task = recursion(keep=lambda step, K, cut=cut: step not in cut)(p)
-                if distance(flat, mean_gradient(per_task)) < TOLERANCE:
+                if distance(flat, mean_gradient(recursion(keep=_all_but(cut))(p))) < TOLERANCE:
                     return cut
         return None
 
-    cuts = _on_every_problem(try_it, found)
+    cuts = _on_every_problem(cut_of, gradients)
     if cuts is None:
         return None
     where = "; ".join(
@@ -104,11 +122,17 @@ def _cut(problems, found):
     return Diagnosis(
         "cut",
         f"the graph is cut at some inner steps, whose Jacobians count as the identity ({where}). Look for a "
-        "`.detach()`, `.data`, a tensor made anew or a missing create_graph there." + _evidence(problems, found),
+        "`.detach()`, `.data`, a tensor made anew or a missing create_graph there." + _evidence(problems, gradients),
     )
 
 
-def _worded(hypothesis, problems, fits, found):
+def _all_but(cut: tuple[int, ...]) -> Callable[[int, int], bool]:
+    return lambda j, K: j not in cut
+
+
+def _worded(
+    hypothesis: Hypothesis, problems: Sequence[Problem], fits: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> Diagnosis:
     """The verdict, with the weights of the tasks put into words."""
     tasks = [len(weights) for weights in fits]
     if all(distance(w, torch.full_like(w, float(w.mean()))) < 1e-5 for w in fits):
@@ -138,40 +162,44 @@ def _worded(hypothesis, problems, fits, found):
             shares = ", ".join(f"{float(w):.2g}" for w in fits[0])
             verdict = "weights"
             words = f"the tasks count differently; at T = {tasks[0]} with weights {shares} (each should be 1/T).{kind}"
-    return Diagnosis(verdict, words + ("" if verdict == "exact" else _evidence(problems, found)))
+    return Diagnosis(verdict, words + ("" if verdict == "exact" else _evidence(problems, gradients)))
 
 
-def _times(name):
+def _times(name: str) -> str:
     return name if name.startswith("divided") or name.startswith("off") else f"multiplied by {name}"
 
 
-def _factor_name(problems, factors):
+def _factor_name(problems: Sequence[Problem], factors: Sequence[float]) -> str:
     """What the lengths are off by, in words; "" for nothing."""
-    names = {"": lambda p: 1.0, "−1": lambda p: -1.0}
+    names: dict[str, Factor] = {"": lambda p: 1.0, "−1": lambda p: -1.0}
     for a, x in NUMBERS.items():
         names[a] = x
-        names[f"divided by {a}"] = lambda p, x=x: 1 / x(p)
-        names[f"−1 and {a}"] = lambda p, x=x: -x(p)
+        names[f"divided by {a}"] = inverse(x)
+        names[f"−1 and {a}"] = _product(x, lambda p: -1.0)
         for b, y in NUMBERS.items():
             if a < b:
-                names[f"{a} and {b}"] = lambda p, x=x, y=y: x(p) * y(p)
-                names[f"divided by {a} and {b}"] = lambda p, x=x, y=y: 1 / (x(p) * y(p))
+                names[f"{a} and {b}"] = _product(x, y)
+                names[f"divided by {a} and {b}"] = inverse(_product(x, y))
             if a != b:
-                names[f"{a} over {b}"] = lambda p, x=x, y=y: x(p) / y(p)
+                names[f"{a} over {b}"] = _product(x, inverse(y))
     for name, number in names.items():
         if all(abs(f - number(p)) < 1e-5 * abs(f) for p, f in zip(problems, factors, strict=True)):
             return name
     return "off by " + ", ".join(f"{f:.3g} at K = {p.steps}" for p, f in zip(problems, factors, strict=True))
 
 
-def _evidence(problems, found):
+def _product(x: Factor, y: Factor) -> Factor:
+    return lambda p: x(p) * y(p)
+
+
+def _evidence(problems: Sequence[Problem], gradients: Sequence[Tensor]) -> str:
     parts = [
-        f"{_percent(distance(f, exact_gradient(p)))} at K = {p.steps}" for p, f in zip(problems, found, strict=True)
+        f"{_percent(distance(f, exact_gradient(p)))} at K = {p.steps}" for p, f in zip(problems, gradients, strict=True)
     ]
     return f" (Distance from the exact gradient, over its length: {', '.join(parts)}.)"
 
 
-def _percent(ratio):
+def _percent(ratio: float) -> str:
     if ratio < TOLERANCE:
         return "0\u00a0%"  # no-break spaces: number and unit stay on one line
     if ratio >= 10:
@@ -179,8 +207,8 @@ def _percent(ratio):
     return f"{100 * ratio:.2g}\u00a0%" if ratio < 0.1 else f"{100 * ratio:.0f}\u00a0%"
 
 
-def _unknown(problems, found):
-    right = [p.steps for p, f in zip(problems, found, strict=True) if distance(f, exact_gradient(p)) < TOLERANCE]
+def _unknown(problems: Sequence[Problem], gradients: Sequence[Tensor]) -> Diagnosis:
+    right = [p.steps for p, f in zip(problems, gradients, strict=True) if distance(f, exact_gradient(p)) < TOLERANCE]
     fewest = [p.steps for p in problems][: len(right)]
     text = "this is none of the gradients known to `diagnose`."
     if right and right != fewest:
@@ -188,22 +216,22 @@ def _unknown(problems, found):
     elif right:
         text += f" It is exact at K = {', '.join(map(str, right))}, so look at what changes with more steps."
     names = list(problems[0].theta)
-    pieces = [(_split(f, p), _split(exact_gradient(p), p)) for p, f in zip(problems, found, strict=True)]
+    pieces = [(_split(f, p), _split(exact_gradient(p), p)) for p, f in zip(problems, gradients, strict=True)]
     good = [n for n in names if all(distance(ours[n], theirs[n]) < TOLERANCE for ours, theirs in pieces)]
     if good and len(good) < len(names):
         text += f" It is exact for {', '.join(good)} and wrong for {', '.join(n for n in names if n not in good)}."
     nothing = [n for n in names if not any(ours[n].any() for ours, _ in pieces)]
     if nothing:
         text += f" It is zero for {', '.join(nothing)}."
-    p, f = problems[0], found[0]
+    p, f = problems[0], gradients[0]
     exact, first = (torch.nn.functional.cosine_similarity(f, g, dim=0) for g in (exact_gradient(p), _first_order(p)))
     text += (
         f" At K = {p.steps} its cosine with the exact gradient is {float(exact):.3f}, with the first-order one "
         f"{float(first):.3f}."
     )
-    return Diagnosis("unknown", text + _evidence(problems, found))
+    return Diagnosis("unknown", text + _evidence(problems, gradients))
 
 
-def _split(flat, problem):
+def _split(flat: Tensor, problem: Problem) -> Params:
     sizes = [p.numel() for p in problem.theta.values()]
     return dict(zip(problem.theta, flat.split(sizes), strict=True))

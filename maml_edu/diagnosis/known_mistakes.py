@@ -5,50 +5,69 @@ Every hypothesis gives one gradient per task, so that the comparison can also fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from maml_edu.hessian_vector import hvp
+from maml_edu.hessian_vector import hvp, value_and_gradient
 from maml_edu.meta_gradient import adapt
-from maml_edu.models import mlp, mse
-from maml_edu.tasks import Loss, Params, TaskBatch
+from maml_edu.models import Apply, mlp, mse
+from maml_edu.tasks import Loss, Params, TaskBatch, all_examples, expand_over_tasks
 
 
 class Problem(NamedTuple):
+    """What a meta-gradient function is called with, the number of outputs, and what may go wrong here only."""
+
     loss: Loss
     theta: Params
     batch: TaskBatch
     alpha: float
     steps: int
     outputs: int
-    suspicions: tuple[Hypothesis, ...] = ()  # what can go wrong with this kind of problem only
+    suspicions: tuple[Hypothesis, ...] = ()
+
+
+PerTask = Callable[[Problem], Params]  # one gradient for each task of a problem, [T, …]
+Factor = Callable[[Problem], float]
 
 
 class Hypothesis(NamedTuple):
+    """What a function may compute: its verdict, the same in words, and the gradient of every task."""
+
     verdict: str
     words: str
-    per_task: Callable[[Problem], Params]  # one gradient per task, [T, …]
+    per_task: PerTask
 
 
-def problems(apply=None, suspicions: tuple[Hypothesis, ...] = ()) -> list[Problem]:
+def problems(apply: Apply | None = None, suspicions: tuple[Hypothesis, ...] = ()) -> list[Problem]:
     """Tasks, examples, outputs, α and K differ from problem to problem and from each other.
 
     apply(params, x): another network with the parameters of `mlp((2, 5, outputs), "tanh")`. The last problem is for
     functions that pass the others: the sizes of the second, other numbers, and gradients of length 10 and more.
     """
     numbers = ((5, 6, 4, 3, 0.4, 1), (3, 8, 5, 2, 0.3, 2), (2, 4, 7, 4, 0.5, 3))  # T, support, query, outputs, α, K
-    found = [_problem(seed, *row, apply, suspicions) for seed, row in enumerate(numbers)]
+    ordinary = [_problem(seed, *row, apply, suspicions) for seed, row in enumerate(numbers)]
     last = _problem(9, 3, 8, 5, 2, 0.01, 2, apply, suspicions)
     batch = last.batch._replace(support_y=50 * last.batch.support_y, query_y=50 * last.batch.query_y)
-    return [*found, last._replace(batch=batch)]
+    return [*ordinary, last._replace(batch=batch)]
 
 
-def _problem(seed, tasks, support, query, outputs, alpha, steps, apply, suspicions):
+def _problem(
+    seed: int,
+    tasks: int,
+    support: int,
+    query: int,
+    outputs: int,
+    alpha: float,
+    steps: int,
+    apply: Apply | None,
+    suspicions: tuple[Hypothesis, ...],
+) -> Problem:
     generator = torch.Generator().manual_seed(seed)
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     model = mlp((2, 5, outputs), "tanh", generator, torch.float64)
@@ -61,83 +80,84 @@ def _problem(seed, tasks, support, query, outputs, alpha, steps, apply, suspicio
 # ---------------------------------------------------------------- MAML with one thing changed
 
 
-def all_kept(j, K):
+def all_kept(j: int, K: int) -> bool:
+    """Every inner step is pulled back: MAML."""
     return True
 
 
-def nothing_kept(j, K):
+def nothing_kept(j: int, K: int) -> bool:
+    """Every inner step counts as the identity: first order."""
     return False
 
 
+def one(p: Problem) -> float:
+    """The factor of a step size that is as it should be."""
+    return 1.0
+
+
 def recursion(
-    inner="support",  # which examples adapt
-    outer="query",  # which examples judge
-    curved=None,  # whose Hessian; by default that of the inner loss
-    forward=lambda p: 1.0,  # the α that adapts, over the α given
-    backward=None,  # the α that pulls back, over the α given; by default the same
-    steps=lambda K: K,
-    place=lambda j, K: j,  # the Hessian of step j is taken at θ_place
-    judged=-1,  # the query gradient is taken at θ_judged
-    order=reversed,
-    keep=all_kept,  # the steps that are pulled back; the others count as the identity
-    identity=1.0,
-    block=False,  # the Hessian within each parameter tensor only
-):
+    inner: str = "support",  # which examples adapt
+    outer: str = "query",  # which examples judge
+    curved: str | None = None,  # whose Hessian; by default that of the inner loss
+    forward: Factor = one,  # the α that adapts, over the α given
+    backward: Factor | None = None,  # the α that pulls back, over the α given; by default the same
+    steps: Callable[[int], int] = lambda K: K,
+    place: Callable[[int, int], int] = lambda j, K: j,  # the Hessian of step j is taken at θ_place
+    query_at: int = -1,  # the query gradient is taken at θ_query_at
+    order: Callable[[range], Iterable[int]] = reversed,
+    keep: Callable[[int, int], bool] = all_kept,  # the steps that are pulled back; the others count as the identity
+    identity: float = 1.0,
+    block: bool = False,  # the Hessian within each parameter tensor only
+) -> PerTask:
     """The recursion with one thing or another changed; without arguments it is MAML."""
 
-    def per_task(p):
-        data, K = _data(p.batch), steps(p.steps)
-        path = adapt(p.loss, p.theta, *data[inner], forward(p) * p.alpha, K)
-        v = gradient(p.loss, path[judged], *data[outer])
-        rate = (backward or forward)(p) * p.alpha
+    def per_task(p: Problem) -> Params:
+        examples, K = _examples(p.batch), steps(p.steps)
+        path = adapt(p.loss, p.theta, *examples[inner], forward(p) * p.alpha, K)
+        v = value_and_gradient(p.loss, path[query_at], *examples[outer])[1]
+        alpha = (backward or forward)(p) * p.alpha
         for j in order(range(K)):
             if keep(j, K):
                 product = _block_product if block else hvp
-                hv = product(p.loss, path[place(j, K)], *data[curved or inner], v)
-                v = {name: identity * v[name] - rate * hv[name] for name in v}
+                hv = product(p.loss, path[place(j, K)], *examples[curved or inner], v)
+                v = {name: identity * v[name] - alpha * hv[name] for name in v}
         return v
 
     return per_task
 
 
-def _data(batch):
-    x, y = torch.cat([batch.support_x, batch.query_x], 1), torch.cat([batch.support_y, batch.query_y], 1)
-    return {"support": batch[:2], "query": batch[2:], "both": (x, y)}
+def _examples(batch: TaskBatch) -> dict[str, tuple[Tensor, Tensor]]:
+    return {"support": batch[:2], "query": batch[2:], "both": all_examples(batch)}
 
 
-def gradient(loss, params, x, y):
-    leaf = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
-    return dict(zip(leaf, torch.autograd.grad(loss(leaf, x, y).sum(), list(leaf.values()))))
-
-
-def _block_product(loss, params, x, y, v):
-    found = {}
+def _block_product(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
+    blocks = {}
     for name in v:  # v of one parameter only, and of H·v that parameter only
         alone = {other: t if other == name else torch.zeros_like(t) for other, t in v.items()}
-        found[name] = hvp(loss, params, x, y, alone)[name]
-    return found
+        blocks[name] = hvp(loss, params, x, y, alone)[name]
+    return blocks
 
 
-def _difference(inner):
+def _difference(inner: str) -> PerTask:
     """(θ − φ)/α per task."""
 
-    def per_task(p):
-        phi = adapt(p.loss, p.theta, *_data(p.batch)[inner], p.alpha, p.steps)[-1]
+    def per_task(p: Problem) -> Params:
+        phi = adapt(p.loss, p.theta, *_examples(p.batch)[inner], p.alpha, p.steps)[-1]
         return {name: (p.theta[name] - phi[name]) / p.alpha for name in phi}
 
     return per_task
 
 
-def _one_phi(exact, scale=lambda p: 1.0):
+def _one_phi(exact: bool, scale: Factor = one) -> PerTask:
     """All tasks descend together, on the mean of their gradients."""
 
-    def per_task(p):
+    def per_task(p: Problem) -> Params:
         tasks = len(p.batch.support_x)
-        path = [{name: t.detach().expand(tasks, *t.shape).clone() for name, t in p.theta.items()}]
+        path = [expand_over_tasks(p.theta, tasks)]
         for _ in range(p.steps):
-            g = gradient(p.loss, path[-1], *p.batch[:2])
+            g = value_and_gradient(p.loss, path[-1], *p.batch[:2])[1]
             path.append({n: t - scale(p) * p.alpha * g[n].mean(0) for n, t in path[-1].items()})
-        v = gradient(p.loss, path[-1], *p.batch[2:])
+        v = value_and_gradient(p.loss, path[-1], *p.batch[2:])[1]
         if exact:
             for j in reversed(range(p.steps)):
                 of_each = []
@@ -150,28 +170,29 @@ def _one_phi(exact, scale=lambda p: 1.0):
     return per_task
 
 
-def _chained(exact, whole):
-    """Every task starts where the task before it ended."""
+def _chained(exact: bool, through_all: bool) -> PerTask:
+    """Every task starts where the task before it ended; with through_all its gradient goes back through these, too."""
 
-    def per_task(p):
+    def per_task(p: Problem) -> Params:
         start = {name: t.detach()[None] for name, t in p.theta.items()}
-        before, found = [], []  # before: the steps of the tasks so far
+        gradients: list[Params] = []
+        before: list[tuple[Params, TaskBatch]] = []  # the steps of the tasks so far
         for t in range(len(p.batch.support_x)):
-            one = TaskBatch(*(field[t : t + 1] for field in p.batch))
-            path = adapt(p.loss, {name: w[0] for name, w in start.items()}, *one[:2], p.alpha, p.steps)
-            v = gradient(p.loss, path[-1], *one[2:])
-            own = [(params, one) for params in path[:-1]]
-            for params, whose in reversed(own if not whole else before + own) if exact else ():
+            task = TaskBatch(*(field[t : t + 1] for field in p.batch))
+            path = adapt(p.loss, {name: w[0] for name, w in start.items()}, *task[:2], p.alpha, p.steps)
+            v = value_and_gradient(p.loss, path[-1], *task[2:])[1]
+            own = [(params, task) for params in path[:-1]]
+            for params, whose in reversed(before + own if through_all else own) if exact else ():
                 hv = hvp(p.loss, params, *whose[:2], v)
                 v = {name: w - p.alpha * hv[name] for name, w in v.items()}
-            found.append(v)
+            gradients.append(v)
             before, start = before + own, path[-1]
-        return {name: torch.cat([v[name] for v in found]) for name in p.theta}
+        return {name: torch.cat([v[name] for v in gradients]) for name in p.theta}
 
     return per_task
 
 
-NUMBERS = {  # what a step size or a length may be off by
+NUMBERS: dict[str, Factor] = {  # what a step size or a length may be off by
     "the number of tasks": lambda p: len(p.batch.support_x),
     "the number of inner steps": lambda p: p.steps,
     "the number of support examples": lambda p: p.batch.support_x.shape[1],
@@ -183,12 +204,17 @@ NUMBERS = {  # what a step size or a length may be off by
 }
 
 
-def _off_by():
+def inverse(number: Factor) -> Factor:
+    """1 over a factor."""
+    return lambda p: 1 / number(p)
+
+
+def _off_by() -> Iterator[tuple[str, Factor]]:
     """(words, factor of a problem): times and divided by every number that a step size may be off by."""
     yield "has the wrong sign", lambda p: -1.0
     for name, number in NUMBERS.items():
         yield f"is multiplied by {name}", number
-        yield f"is divided by {name}", lambda p, number=number: 1 / number(p)
+        yield f"is divided by {name}", inverse(number)
     yield "is ten times too large", lambda p: 10.0
     yield "is ten times too small", lambda p: 0.1
 
@@ -205,23 +231,23 @@ def hypotheses() -> Iterator[Hypothesis]:
     yield Hypothesis(
         "at-theta",
         "the query gradient is taken at θ. Adaptation does not enter: evaluate the query loss at φ.",
-        recursion(keep=nothing_kept, judged=0),
+        recursion(keep=nothing_kept, query_at=0),
     )
     yield Hypothesis(
         "at-theta",
         "this is the support gradient at θ: neither adaptation nor the query set enters.",
-        recursion(outer="support", keep=nothing_kept, judged=0),
+        recursion(outer="support", keep=nothing_kept, query_at=0),
     )
     yield Hypothesis(
         "joint",
         "this is joint training, the gradient at θ on support and query together, without adaptation.",
-        recursion(outer="both", keep=nothing_kept, judged=0),
+        recursion(outer="both", keep=nothing_kept, query_at=0),
     )
     yield Hypothesis("reptile", "this is Reptile's θ − φ after adapting to the support set.", _difference("support"))
     yield Hypothesis("reptile", "this is Reptile's θ − φ after adapting to support and query.", _difference("both"))
     yield Hypothesis("reptile", "this is θ − φ after adapting to the query set.", _difference("query"))
 
-    # The way back
+    # The backward pass
     yield Hypothesis(
         "sign",
         "the Hessian terms have the wrong sign: this is (I + αH)∇L_q(φ). The derivative of θ − α∇L is I − αH.",
@@ -259,26 +285,26 @@ def hypotheses() -> Iterator[Hypothesis]:
     yield Hypothesis(
         "at-theta",
         "the query gradient is taken at θ and then pulled back. It belongs to φ.",
-        recursion(judged=0),
+        recursion(query_at=0),
     )
     for words, factor in _off_by():
         yield Hypothesis(
             "alpha", f"adaptation is right, but on the way back α {words}. The pull-back v ← v − αHv has the same α.",
-            recursion(backward=factor, forward=lambda p: 1.0),
+            recursion(backward=factor),
         )  # fmt: skip
 
-    # The way there
+    # Adaptation
     for keep, kind in ((all_kept, ""), (nothing_kept, " And the Hessian terms are missing (first order).")):
-        for words, flaw in (
+        for words, inner, outer in (
             ("the loss at φ is that of the support set, which φ has already seen: judge on the query set.",
-             dict(outer="support")),
-            ("support and query are exchanged.", dict(inner="query", outer="support")),
-            ("φ is adapted to the query set: adapt to the support set, judge on the query set.", dict(inner="query")),
-            ("φ is adapted to support and query together: the query set must stay unseen.", dict(inner="both")),
-            ("φ is adapted to support and query together, and judged on both.", dict(inner="both", outer="both")),
-            ("φ is judged on support and query together.", dict(outer="both")),
+             "support", "support"),
+            ("support and query are exchanged.", "query", "support"),
+            ("φ is adapted to the query set: adapt to the support set, judge on the query set.", "query", "query"),
+            ("φ is adapted to support and query together: the query set must stay unseen.", "both", "query"),
+            ("φ is adapted to support and query together, and judged on both.", "both", "both"),
+            ("φ is judged on support and query together.", "support", "both"),
         ):  # fmt: skip
-            yield Hypothesis("data", words + kind, recursion(keep=keep, **flaw))
+            yield Hypothesis("data", words + kind, recursion(inner, outer, keep=keep))
         for words, steps in (
             ("one inner step too few is taken.", lambda K: K - 1),
             ("one inner step too many is taken.", lambda K: K + 1),
@@ -303,9 +329,9 @@ def hypotheses() -> Iterator[Hypothesis]:
             f"one for each task.{kind}",
             _one_phi(exact, lambda p: len(p.batch.support_x)),
         )
-        for whole in (True, False) if exact else (False,):
+        for through_all in (True, False) if exact else (False,):
             yield Hypothesis(
                 "tasks-mixed",
                 f"every task starts from the φ of the task before it. Each must start from θ.{kind}",
-                _chained(exact, whole),
+                _chained(exact, through_all),
             )

@@ -5,17 +5,11 @@ that no two mistakes give the same answer on all three. What comes back is compa
 with about a hundred wrong ones: another order, another place of the Hessian, other data, another α, tasks mixed, …
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
-from maml_edu.diagnosis.checked_call import Complaint, Diagnosis, call
-from maml_edu.diagnosis.edge_cases import beyond_the_ordinary, deaf, later
+from maml_edu.diagnosis.checked_call import Diagnosis, GradientFunction, NoAnswer, call
+from maml_edu.diagnosis.edge_cases import beyond_the_ordinary, ignores_an_argument, on_other_numbers
 from maml_edu.diagnosis.explanation import distance, explain, problems_of
 from maml_edu.diagnosis.known_mistakes import problems as default_problems
-from maml_edu.tasks import Loss, Params, TaskBatch
-
-MetaGradientFunction = Callable[[Loss, Params, TaskBatch, float, int], Params]
+from maml_edu.diagnosis.training_steps import WrappedStep
 
 VERDICTS = {
     "exact": "the exact meta-gradient",
@@ -30,7 +24,7 @@ VERDICTS = {
     "data": "support and query are mixed up",
     "hessian": "the Hessian of another loss, at another place, or in part",
     "order": "the inner steps are pulled back in the wrong order",
-    "alpha-outside": "per-parameter rates multiply H·v instead of v",
+    "alpha-outside": "per-parameter step sizes multiply H·v instead of v",
     "sum": "summed over tasks where the mean is meant",
     "scale": "the right direction with the wrong length",
     "one-task": "one task counts, the others are lost",
@@ -49,7 +43,7 @@ VERDICTS = {
 }
 
 
-def diagnose(meta_gradient_function: MetaGradientFunction) -> Diagnosis:
+def diagnose(meta_gradient_function: GradientFunction) -> Diagnosis:
     """Say what `meta_gradient_function(loss, theta, batch, alpha, steps)` computes.
 
     It is called with float64 tensors: theta a dict of `mlp((2, 5, outputs), "tanh")` (the tensors require gradients),
@@ -61,35 +55,36 @@ def diagnose(meta_gradient_function: MetaGradientFunction) -> Diagnosis:
     The verdict is "exact" only if the result is the exact meta-gradient to 1e-6 on every problem. Otherwise it is one
     of `VERDICTS`; "unknown" says how far off it is. Never raises because of what the function does.
     """
-    kind = getattr(meta_gradient_function, "problems", default_problems)
-    *problems, last = problems_of(kind)
-    found, complaint = [], None
+    wrapped = meta_gradient_function if isinstance(meta_gradient_function, WrappedStep) else None
+    make_problems = wrapped.make_problems if wrapped else default_problems
+    *problems, last = problems_of(make_problems)
+    gradients, side_effect = [], None
     for problem in problems:
         try:
             first = call(meta_gradient_function, problem)
             second = call(meta_gradient_function, problem)
-        except Complaint as error:
+        except NoAnswer as error:
             return error.diagnosis
-        complaint = complaint or first.complaint
-        if complaint is None and distance(first.flat, second.flat) > 1e-9:
+        side_effect = side_effect or first.side_effect
+        if side_effect is None and distance(first.flat, second.flat) > 1e-9:
             return Diagnosis(
                 "non-deterministic",
                 "two calls with the same arguments gave different results. Something is drawn at random (dropout, a "
                 "generator without a seed) or remembered from one call to the next.",
             )
-        found.append(first.flat)
-    diagnosis = explain(kind, found)
-    if complaint is not None and (complaint.verdict, diagnosis.verdict) == ("theta-modified", "exact"):
-        return complaint._replace(
+        gradients.append(first.flat)
+    diagnosis = explain(make_problems, gradients)
+    if side_effect is not None and (side_effect.verdict, diagnosis.verdict) == ("theta-modified", "exact"):
+        return side_effect._replace(
             explanation="what it returns is the exact meta-gradient, but the call also changes θ. Stop before the "
             "optimiser's step, and leave θ and its flags as they are."
         )
-    if complaint is not None:
-        return complaint._replace(explanation=f"{complaint.explanation} What it returns: {diagnosis.explanation}")
+    if side_effect is not None:
+        return side_effect._replace(explanation=f"{side_effect.explanation} What it returns: {diagnosis.explanation}")
     if diagnosis.verdict == "unknown":
-        diagnosis = deaf(meta_gradient_function, problems[1]) or diagnosis
-    if diagnosis.verdict == "exact" and (spoilt := later(meta_gradient_function, problems[1], last)):
-        return spoilt
-    if diagnosis.verdict in ("exact", "unknown") and not getattr(meta_gradient_function, "ordinary_only", False):
+        diagnosis = ignores_an_argument(meta_gradient_function, problems[1]) or diagnosis
+    if diagnosis.verdict == "exact" and (flaw := on_other_numbers(meta_gradient_function, problems[1], last)):
+        return flaw
+    if diagnosis.verdict in ("exact", "unknown") and not wrapped:  # a step has its module's parameters, and one α
         return beyond_the_ordinary(meta_gradient_function, problems[1], diagnosis)
     return diagnosis

@@ -8,18 +8,17 @@ MAML's start ignores the support set (`everywhere`). With K = 0 the start does a
 generates the initial parameters (`hypernetwork`).
 """
 
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from maml_edu.engine.methods import Method, name_of
+from maml_edu.evaluation import Adapt
 from maml_edu.hessian_vector import value_and_gradient
 from maml_edu.meta_gradient import MetaGradient, descend, pull_back
 from maml_edu.models import Model
-from maml_edu.reference import Start, autograd_maml
+from maml_edu.reference import Start
 from maml_edu.step_sizes import Alpha
 from maml_edu.tasks import Loss, Params, TaskBatch, expand_over_tasks
 
@@ -42,7 +41,7 @@ def everywhere(theta: Params, x: Tensor, y: Tensor) -> Params:
 # ---------------------------------------------------------------- forward
 
 
-def adapt_from(start: Start) -> Callable[..., list[Params]]:
+def adapt_from(start: Start) -> Adapt:
     """adapt(loss, theta, x, y, alpha, steps) -> path φ_0 … φ_K without graph: to be given to `evaluate(adapt=…)`."""
 
     def adapt(loss: Loss, theta: Params, x: Tensor, y: Tensor, alpha: Alpha, steps: int) -> list[Params]:
@@ -94,12 +93,7 @@ def maml_from(start: Start) -> Method:
     return Method(f"maml from {name_of(start)}", method)
 
 
-def autograd_maml_from(start: Start) -> Method:
-    """The same by automatic differentiation through start and K unrolled steps: the reference to check against."""
-    return Method(f"autograd_maml from {name_of(start)}", functools.partial(autograd_maml, start=start))
-
-
-def _checked(phi_0, x):
+def _checked(phi_0: Params, x: Tensor) -> Params:
     if not isinstance(phi_0, dict) or not phi_0:
         raise ValueError(f"the start returned {type(phi_0).__name__}; expected a dict name → tensor [tasks, …]")
     for name, p in phi_0.items():

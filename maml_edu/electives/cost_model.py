@@ -106,8 +106,8 @@ def meta_gradient_flops(
     if method == "maml":
         return total + steps * product - g
     every = every or max(1, math.isqrt(steps - 1) + 1)
-    whole, rest = divmod(steps, every)
-    again = (whole if rest else whole - 1) * (every - 1)  # all segments but the last, each without its last step
+    segments = -(-steps // every)
+    again = (segments - 1) * (every - 1)  # all segments but the last, each without its last step
     return total + steps * product + again * g
 
 
@@ -120,17 +120,15 @@ def meta_gradient_bytes(
     steps: int,
     examples: int,
     method: str = "maml",
-    every: int | None = None,
-    itemsize: int = 4,
 ) -> float:
     """The most bytes alive at one time while one meta-gradient is taken, what it is given not counted; good to 10 %.
 
-    examples: of the support set, or of the query set if that is larger. itemsize: bytes of a number.
+    examples: of the support set, or of the query set if that is larger. Numbers are float32, 4 bytes each.
     """
     _checked(method, tasks=tasks, support=examples)
-    theta, activations = (itemsize * tasks * n for n in (net.parameters, examples * net.activations))
+    theta, activations = (4 * tasks * n for n in (net.parameters, examples * net.activations))
 
-    def sets(of):
+    def sets(of: tuple[float, float]) -> float:
         return of[0] * theta + of[1] * activations
 
     if method == "fomaml" or steps == 0:
@@ -139,17 +137,15 @@ def meta_gradient_bytes(
         return steps * sets(net.held.graph) + sets(net.held.unrolled)
     stored, in_a_row = steps, steps
     if method == "checkpointed":
-        stored, in_a_row = vectors_stored(steps, every), min(every or 2, steps)
+        stored, in_a_row = vectors_stored(steps), min(2, steps)
     # `maml` keeps its last gradient to the end; where only one step is pulled back at a time, v has no predecessors yet
     more = -1 if in_a_row == 1 else 1 if method == "maml" else 0
     return (stored + more) * theta + sets(net.held.product)
 
 
-def most_tasks(
-    net: Network, memory: float, steps: int, examples: int, method: str = "maml", every: int | None = None
-) -> int:
+def most_tasks(net: Network, memory: float, steps: int, examples: int, method: str = "maml") -> int:
     """The largest number of tasks whose meta-gradient fits into `memory` bytes, 0 if not one does."""
-    return int(memory // meta_gradient_bytes(net, 1, steps, examples, method, every))
+    return int(memory // meta_gradient_bytes(net, 1, steps, examples, method))
 
 
 def refuse_if_too_large(needed: float, memory: float) -> None:
@@ -161,7 +157,7 @@ def refuse_if_too_large(needed: float, memory: float) -> None:
         )
 
 
-def _checked(method, **at_least_one):
+def _checked(method: str, **at_least_one: int) -> None:
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
     for name, value in at_least_one.items():

@@ -7,27 +7,26 @@ from maml_edu.hessian_vector import hvp
 from maml_edu.tasks import Loss, Params
 
 
-def extreme_curvatures(
-    loss: Loss, params: Params, x: Tensor, y: Tensor, iterations: int = 30, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
+def extreme_curvatures(loss: Loss, params: Params, x: Tensor, y: Tensor, iterations: int = 30) -> tuple[Tensor, Tensor]:
     """The smallest and largest eigenvalue [T], [T] of the Hessian of `loss` at params (dict [T, …]), for every task.
 
     Lanczos's method with full reorthogonalisation (Golub & Van Loan, Matrix Computations, §10.3), one Hessian-vector
     product per iteration for all tasks at once. The estimates lie within the spectrum and reach its ends, exactly
-    after as many iterations as there are parameters, usually much sooner. generator: draws the start (seed 0 if None).
+    after as many iterations as there are parameters, usually much sooner. The start is drawn with seed 0.
     A task whose params are not finite, an inner loop that diverged, gets nan.
     """
     tasks, sizes = x.shape[0], [p[0].numel() for p in params.values()]
     like = next(iter(params.values()))
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
 
-    def product(q):  # [T, P] -> [T, P]
+    def product(q: Tensor) -> Tensor:  # [T, P] -> [T, P]
         v = {name: part.view_as(p) for (name, p), part in zip(params.items(), q.split(sizes, 1))}
         return torch.cat([t.reshape(tasks, -1) for t in hvp(loss, params, x, y, v).values()], 1)
 
-    q = torch.randn(sum(sizes), generator=generator, dtype=torch.float64).to(like).expand(tasks, -1)
-    q = q / q.norm(dim=1, keepdim=True)
-    basis, diagonal, off_diagonal = [q], [], []
+    seeded = torch.Generator().manual_seed(0)
+    q = torch.randn(sum(sizes), generator=seeded, dtype=torch.float64).to(like).expand(tasks, -1)
+    basis: list[Tensor] = [q / q.norm(dim=1, keepdim=True)]
+    diagonal: list[Tensor] = []
+    off_diagonal: list[Tensor] = []
     exhausted = torch.zeros(tasks, dtype=torch.bool, device=like.device)  # the basis holds an invariant subspace
     tiny = 100 * torch.finfo(like.dtype).eps
     for _ in range(min(iterations, sum(sizes))):

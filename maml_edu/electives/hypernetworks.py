@@ -6,24 +6,17 @@ network whatever its label. The weights below the head are θ itself: a dense la
 `hidden` times as many weights as there are numbers to generate. Ha, Dai & Le (2017) have cheaper ways, not used here.
 """
 
-import torch
+import functools
 
-from maml_edu.electives.conditioned_starts import ConditionedModel, everywhere
-from maml_edu.electives.prototypes import HEAD, class_means, without_head
+import torch
+from torch import Tensor
+
+from maml_edu.electives.conditioned_starts import ConditionedModel
+from maml_edu.electives.heads import HEAD, add_prefix, class_means, take_prefix, without_head
 from maml_edu.models import Model, mlp
-from maml_edu.tasks import Params
+from maml_edu.tasks import Params, expand_over_tasks
 
 SHIFTS = ("conv1.shift", "conv2.shift", "conv3.shift", "conv4.shift")  # of conv4
-
-
-def named(prefix: str, params: Params) -> Params:
-    """The same parameters with a prefix before each name."""
-    return {prefix + name: p for name, p in params.items()}
-
-
-def under(prefix: str, params: Params) -> Params:
-    """Those parameters whose name begins with the prefix, without it."""
-    return {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
 
 
 def hypernetwork(
@@ -48,19 +41,19 @@ def hypernetwork(
         raise ValueError(f"shifts names {missing}, which the model without its head has not; it has {list(body.theta)}")
     features, like = model.theta[head[0]].shape[0], model.theta[head[0]]
     sizes = [body.theta[name].numel() for name in shifts]
-    kind = dict(activation="tanh", generator=generator, dtype=like.dtype, device=like.device)
-    of_class, of_task = mlp((features, hidden, features + 1), **kind), mlp((features, hidden, sum(sizes)), **kind)
+    network = functools.partial(mlp, activation="tanh", generator=generator, dtype=like.dtype, device=like.device)
+    of_class, of_task = network((features, hidden, features + 1)), network((features, hidden, sum(sizes)))
     for name in ("w2", "b2"):
         of_task.theta[name] *= 0.1
 
-    def generated(theta, x, y):
-        phi = everywhere({name: theta[name] for name in body.theta}, x, y)
+    def generated(theta: Params, x: Tensor, y: Tensor) -> Params:
+        phi = expand_over_tasks({name: theta[name] for name in body.theta}, len(x))
         h = body.apply(phi, x)  # [T, n, F]
-        columns = of_class.apply(under("class.", theta), class_means(h, y, ways))  # [T, ways, F + 1]
-        added = of_task.apply(under("task.", theta), h.mean(1, keepdim=True))[:, 0].split(sizes, 1)
+        columns = of_class.apply(take_prefix("class.", theta), class_means(h, y, ways))  # [T, ways, F + 1]
+        added = of_task.apply(take_prefix("task.", theta), h.mean(1, keepdim=True))[:, 0].split(sizes, 1)
         for name, change in zip(shifts, added):
             phi[name] = phi[name] + change.view_as(phi[name])
         return {**phi, head[0]: columns[:, :, :-1].mT, head[1]: columns[:, :, -1]}
 
-    theta = {**body.theta, **named("class.", of_class.theta), **named("task.", of_task.theta)}
+    theta = {**body.theta, **add_prefix("class.", of_class.theta), **add_prefix("task.", of_task.theta)}
     return ConditionedModel(Model(theta, model.apply), generated)

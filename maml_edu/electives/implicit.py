@@ -39,14 +39,16 @@ def proximal_adapt(
     return list(_descent(loss, theta, x, y, alpha, steps, _checked(strength)))
 
 
-def _descent(loss, theta, x, y, alpha, steps, strength) -> Iterator[Params]:
+def _descent(
+    loss: Loss, theta: Params, x: Tensor, y: Tensor, alpha: Alpha, steps: int, strength: float
+) -> Iterator[Params]:
     """θ_0 … θ_K one after the other: who needs only the last keeps only that."""
     start = phi = expand_over_tasks(theta, x.shape[0])
-    rates = alpha_per_step(alpha, theta, steps)
+    alphas = alpha_per_step(alpha, theta, steps)
     yield phi
-    for rate in rates:
+    for a in alphas:
         _, g = value_and_gradient(loss, phi, x, y)
-        phi = {name: p - rate[name] * (g[name] + strength * (p - start[name])) for name, p in phi.items()}
+        phi = {name: p - a[name] * (g[name] + strength * (p - start[name])) for name, p in phi.items()}
         yield phi
 
 
@@ -114,8 +116,6 @@ def implicit_pull_back(
     v: Params,
     strength: float,
     steps: int,
-    tolerance: float = 1e-10,
-    route: str = "double-backward",
 ) -> Solution:
     """(I + H/λ)⁻¹ v at φ [T, …] by conjugate gradients, H the Hessian of the support loss (x, y) at φ.
 
@@ -123,11 +123,11 @@ def implicit_pull_back(
     """
     strength = _checked(strength, positive=True)
 
-    def product(p):
-        hp = hvp(loss, phi, x, y, p, route)
+    def product(p: Params) -> Params:
+        hp = hvp(loss, phi, x, y, p)
         return {name: p[name] + hp[name] / strength for name in p}
 
-    return conjugate_gradient(product, v, steps, tolerance)
+    return conjugate_gradient(product, v, steps)
 
 
 # ---------------------------------------------------------------- the methods
@@ -141,19 +141,18 @@ def imaml(
     steps: int = 16,
     strength: float = 2.0,
     cg_steps: int = 5,
-    route: str = "double-backward",
 ) -> MetaGradient:
     """Implicit MAML: K proximal steps, no path kept, then at most cg_steps products for (I + H/λ) x = ∇L_q(φ).
 
     The gradient of θ ↦ L_q(φ*(θ)) as far as both are solved: K steps for φ*, cg_steps for x. Keeps one parameter vector
-    per task for any K. alpha_gradient is None: φ* does not depend on α. route: as in `maml`.
+    per task for any K. alpha_gradient is None: φ* does not depend on α.
     Source: Rajeswaran et al. (2019), Algorithms 1 and 2. Raises ValueError unless strength (λ) > 0; warns where a task
     has a direction with curvature ≤ −λ, since φ is no minimum there.
     """
     strength = _checked(strength, positive=True)
     (phi,) = deque(_descent(loss, theta, batch.support_x, batch.support_y, alpha, steps, strength), maxlen=1)
     query_loss, v = value_and_gradient(loss, phi, batch.query_x, batch.query_y)
-    solution = implicit_pull_back(loss, phi, batch.support_x, batch.support_y, v, strength, cg_steps, route=route)
+    solution = implicit_pull_back(loss, phi, batch.support_x, batch.support_y, v, strength, cg_steps)
     if solution.indefinite.any():
         warnings.warn(
             f"{int(solution.indefinite.sum())} of {len(query_loss)} tasks have a curvature at or below −λ = "
@@ -205,7 +204,7 @@ def _plus(a: Params, scale: Tensor, b: Params) -> Params:
     return {name: t + scale.view(-1, *[1] * (t.dim() - 1)) * b[name] for name, t in a.items()}
 
 
-def _checked(strength, positive=False):
+def _checked(strength: float, positive: bool = False) -> float:
     strength = float(strength)
     if not (strength > 0 if positive else strength >= 0) or math.isinf(strength):
         why = "above 0: without the proximal term θ drops out of the inner problem" if positive else "0 or more"

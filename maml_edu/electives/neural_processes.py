@@ -4,48 +4,40 @@ A first layer that reads (x, r) computes x·W_x + r·W_r + b = x·W_x + (b + r·
 that generates one bias, and nothing else: φ_0 is the decoder with the bias b + r·W_r.
 """
 
-from collections.abc import Callable
+import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maml_edu.electives.conditioned_starts import ConditionedModel, everywhere
-from maml_edu.electives.hypernetworks import named, under
-from maml_edu.electives.prototypes import HEAD, class_means, without_head
-from maml_edu.models import Model, mlp
-from maml_edu.tasks import Params
+from maml_edu.electives.conditioned_starts import ConditionedModel
+from maml_edu.electives.heads import HEAD, add_prefix, class_means, take_prefix, without_head
+from maml_edu.models import Apply, Model, Statistics, mlp
+from maml_edu.tasks import Loss, Params, expand_over_tasks
 
-# Garnelo et al. (2018), §4.3: Omniglot, 5-way 1-shot and 5-shot, in %, without an interval
-PUBLISHED_5WAY = ((95.3, None), (98.5, None))
+FEATURES = 40  # the length of r for regression
 
 
 def neural_process(
-    sizes: tuple[int, ...] = (1, 40, 40, 2),
-    outputs: int = 1,
-    features: int = 40,
-    activation: str = "relu",
-    generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float32,
+    sizes: tuple[int, ...] = (1, 40, 40, 2), generator: torch.Generator | None = None
 ) -> ConditionedModel:
-    """For regression. r [T, features] is the mean over the support examples of an encoder's output for (x, y).
+    """For regression of one number y. r [T, 40] is the mean of an encoder's outputs for all support examples (x, y).
 
-    sizes: of the decoder, from x to its outputs (2 for mean and width, see `gaussian`). outputs: the size of y. The
-    encoder has the decoder's hidden layers. θ: "encoder.", "reader" [features, first hidden], and the decoder's own
-    names; φ_0: the decoder, b1 generated. Source: Garnelo et al. (2018), eq. 1-3.
+    sizes: of the decoder, from x to its outputs (2 for mean and width, see `gaussian`). The encoder has the decoder's
+    hidden layers. θ: "encoder.", "reader" [40, first hidden], and the decoder's own names; φ_0: the decoder, b1
+    generated. Source: Garnelo et al. (2018), eq. 1-3.
     """
-    kind = dict(activation=activation, generator=generator, dtype=dtype)
-    encoder, decoder = mlp((sizes[0] + outputs, *sizes[1:-1], features), **kind), mlp(sizes, **kind)
-    reader = mlp((features, sizes[1]), **kind).theta["w1"]
+    encoder, decoder = (mlp(s, generator=generator) for s in ((sizes[0] + 1, *sizes[1:-1], FEATURES), sizes))
+    reader = mlp((FEATURES, sizes[1]), generator=generator).theta["w1"]
 
-    def read(theta, x, y):
-        if y.shape[2:] != (outputs,):
-            raise ValueError(f"y has shape {list(y.shape)}; this process reads [tasks, examples, {outputs}]")
-        phi = everywhere({name: theta[name] for name in decoder.theta}, x, y)
-        r = encoder.apply(under("encoder.", theta), torch.cat([x, y], 2)).mean(1)  # [T, features]
+    def read(theta: Params, x: Tensor, y: Tensor) -> Params:
+        if y.shape[2:] != (1,):
+            raise ValueError(f"y has shape {list(y.shape)}; this process reads [tasks, examples, 1]")
+        phi = expand_over_tasks({name: theta[name] for name in decoder.theta}, len(x))
+        r = encoder.apply(take_prefix("encoder.", theta), torch.cat([x, y], 2)).mean(1)  # [T, 40]
         return {**phi, "b1": phi["b1"] + r @ theta["reader"]}
 
-    theta = {**decoder.theta, **named("encoder.", encoder.theta), "reader": reader}
+    theta = {**decoder.theta, **add_prefix("encoder.", encoder.theta), "reader": reader}
     return ConditionedModel(Model(theta, decoder.apply), read)
 
 
@@ -64,22 +56,22 @@ def neural_process_classifier(
     """
     body = without_head(model, head)
     width, like = model.theta[head[0]].shape[0], model.theta[head[0]]
-    kind = dict(generator=generator, dtype=like.dtype, device=like.device)
-    encoder, decoder = mlp((width, hidden, features), **kind), mlp((width, hidden, ways), **kind)
-    reader = mlp((ways * features, hidden), **kind).theta["w1"]
-    of_phi = {**body.theta, **named("decoder.", decoder.theta)}
+    network = functools.partial(mlp, generator=generator, dtype=like.dtype, device=like.device)
+    encoder, decoder = network((width, hidden, features)), network((width, hidden, ways))
+    reader = network((ways * features, hidden)).theta["w1"]
+    of_phi = {**body.theta, **add_prefix("decoder.", decoder.theta)}
 
-    def apply(params, x, context=None):
+    def apply(params: Params, x: Tensor, context: Tensor | Statistics | None = None) -> Tensor:
         h = body.apply({name: params[name] for name in body.theta}, x, context)
-        return decoder.apply(under("decoder.", params), h)
+        return decoder.apply(take_prefix("decoder.", params), h)
 
-    def read(theta, x, y):
-        phi = everywhere({name: theta[name] for name in of_phi}, x, y)
+    def read(theta: Params, x: Tensor, y: Tensor) -> Params:
+        phi = expand_over_tasks({name: theta[name] for name in of_phi}, len(x))
         h = body.apply({name: phi[name] for name in body.theta}, x)
-        r = class_means(encoder.apply(under("encoder.", theta), h), y, ways).flatten(1)
+        r = class_means(encoder.apply(take_prefix("encoder.", theta), h), y, ways).flatten(1)
         return {**phi, "decoder.b1": phi["decoder.b1"] + r @ theta["reader"]}
 
-    return ConditionedModel(Model({**of_phi, **named("encoder.", encoder.theta), "reader": reader}, apply), read)
+    return ConditionedModel(Model({**of_phi, **add_prefix("encoder.", encoder.theta), "reader": reader}, apply), read)
 
 
 def gaussian(prediction: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +83,7 @@ def gaussian(prediction: Tensor) -> tuple[Tensor, Tensor]:
     return mean, 0.1 + 0.9 * F.softplus(width)
 
 
-def gaussian_nll(apply: Callable[..., Tensor]) -> Callable[[Params, Tensor, Tensor], Tensor]:
+def gaussian_nll(apply: Apply) -> Loss:
     """loss(params, x, y) -> [T]: −log N(y; mean, σ²) in nats, mean over the examples of a task."""
 
     def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
@@ -104,6 +96,6 @@ def gaussian_nll(apply: Callable[..., Tensor]) -> Callable[[Params, Tensor, Tens
     return loss
 
 
-def mean_only(apply: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def mean_only(apply: Apply) -> Apply:
     """The decoder's mean as a prediction [T, n, 1], to be scored with `mse`."""
     return lambda params, x, context=None: gaussian(apply(params, x, context))[0]

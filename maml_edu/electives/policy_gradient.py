@@ -11,16 +11,15 @@ Hessian is not even then, unless the surrogate is made for it (`dice`).
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from maml_edu.data.navigation import Navigation, Trajectories
+from maml_edu.data.navigation import Act, Navigation, Trajectories
 from maml_edu.hessian_vector import value_and_gradient
 from maml_edu.meta_gradient import MetaGradient, pull_back
-from maml_edu.models import Model, mlp
-from maml_edu.step_sizes import Alpha, alpha_per_step
+from maml_edu.models import Apply, Model, Statistics, mlp
+from maml_edu.step_sizes import Alpha, StepSize, alpha_per_step
 from maml_edu.tasks import Loss, Params, TaskBatch, expand_over_tasks, mean_over_tasks
 
 # ---------------------------------------------------------------- the policy
@@ -47,13 +46,13 @@ def gaussian_policy(
         mean = mean._replace(theta={name: p * 0.1 if name in last else p for name, p in mean.theta.items()})
     of_mean, names = mean.apply, tuple(mean.theta)
 
-    def apply(params: Params, x: Tensor, context=None) -> Tensor:
+    def apply(params: Params, x: Tensor, context: Tensor | Statistics | None = None) -> Tensor:
         return of_mean({name: params[name] for name in names}, x)
 
     return Model({**mean.theta, "log_std": torch.full((2,), math.log(std), dtype=dtype)}, apply)
 
 
-def act(apply: Callable[..., Tensor]) -> Callable[[Params, Tensor, Tensor], Tensor]:
+def act(apply: Apply) -> Act:
     """act(params, states [T, n, 2], noise [T, n, 2]) -> actions: mean + σ·noise."""
 
     def action(params: Params, states: Tensor, noise: Tensor) -> Tensor:
@@ -62,7 +61,7 @@ def act(apply: Callable[..., Tensor]) -> Callable[[Params, Tensor, Tensor], Tens
     return action
 
 
-def log_prob(apply: Callable[..., Tensor], params: Params, states: Tensor, actions: Tensor) -> Tensor:
+def log_prob(apply: Apply, params: Params, states: Tensor, actions: Tensor) -> Tensor:
     """log π(u|x) [T, n, H] of actions [T, n, H, 2] in states [T, n, H, 2]."""
     mean = apply(params, states.flatten(1, 2)).view(actions.shape)
     log_std = _per_task(params["log_std"]).unsqueeze(-2)
@@ -70,15 +69,17 @@ def log_prob(apply: Callable[..., Tensor], params: Params, states: Tensor, actio
     return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
-def _per_task(log_std):
+def _per_task(log_std: Tensor) -> Tensor:
     """[2] or [T, 2], made to fit [T, n, 2]."""
     return log_std.unsqueeze(1) if log_std.dim() == 2 else log_std
 
 
 # ---------------------------------------------------------------- from rewards to weights
 
+DISCOUNT = 0.99  # γ
 
-def returns_to_go(rewards: Tensor, discount: float = 0.99) -> Tensor:
+
+def returns_to_go(rewards: Tensor, discount: float = DISCOUNT) -> Tensor:
     """G_t = r_t + γ r_{t+1} + γ² r_{t+2} + …, along the last axis. rewards: […, H]."""
     if not 0 <= discount <= 1:
         raise ValueError(f"discount={discount}; expected a number from 0 to 1")
@@ -106,21 +107,19 @@ def fitted_baseline(returns: Tensor, states: Tensor, alive: Tensor) -> Tensor:
     return (features @ torch.linalg.solve(left + ridge, right)).view_as(returns)
 
 
-def advantages(seen: Trajectories, discount: float = 0.99, baseline: bool = True, scale: bool = True) -> Tensor:
+def advantages(seen: Trajectories, baseline: bool = True) -> Tensor:
     """The weights A [T, n, H]: returns-to-go, minus the fitted baseline, in units of their spread within the task.
 
-    scale: divide by the task's standard deviation, as the code of Finn et al. (2017) does. Where all actions paid
+    They are divided by the task's standard deviation, as in the code of Finn et al. (2017). Where all actions paid
     the same, nothing can be learned: 0, not the remainder of the fit blown up. 0 also once the goal is reached.
     """
-    to_go = returns_to_go(seen.rewards, discount) * seen.alive
+    to_go = returns_to_go(seen.rewards) * seen.alive
     a = to_go - fitted_baseline(to_go, seen.states, seen.alive) * seen.alive if baseline else to_go
-    if scale:
-        count = seen.alive.sum((1, 2), keepdim=True)
-        mean = a.sum((1, 2), keepdim=True) / count
-        variance = ((a - mean).square() * seen.alive).sum((1, 2), keepdim=True) / count
-        negligible = 1e-4 * to_go.abs().amax((1, 2), keepdim=True)
-        a = torch.where(variance.sqrt() > negligible, a / (variance.sqrt() + 1e-8), 0)
-    return a
+    count = seen.alive.sum((1, 2), keepdim=True)
+    mean = a.sum((1, 2), keepdim=True) / count
+    variance = ((a - mean).square() * seen.alive).sum((1, 2), keepdim=True) / count
+    negligible = 1e-4 * to_go.abs().amax((1, 2), keepdim=True)
+    return torch.where(variance.sqrt() > negligible, a / (variance.sqrt() + 1e-8), 0)
 
 
 def examples(seen: Trajectories, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +130,7 @@ def examples(seen: Trajectories, weights: Tensor) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------- the surrogate losses
 
 
-def reinforce(apply: Callable[..., Tensor]) -> Loss:
+def reinforce(apply: Apply) -> Loss:
     """loss(params, x, y) -> [T]: −mean A log π over the time steps under way. Source: Williams (1992).
 
     Its gradient is the policy gradient's estimate. Its Hessian is −mean A ∇²log π alone.
@@ -144,7 +143,7 @@ def reinforce(apply: Callable[..., Tensor]) -> Loss:
     return loss
 
 
-def dice(apply: Callable[..., Tensor]) -> Loss:
+def dice(apply: Apply) -> Loss:
     """The same value of the gradient as `reinforce`, and a Hessian that is right on average if nothing is discounted.
 
     Σ_t A_t log π_t becomes Σ_t □_t e_t: e_t = A_t − A_{t+1} is what A loses at step t, and □_t = exp(c_t − ⊥c_t), with
@@ -164,7 +163,7 @@ def dice(apply: Callable[..., Tensor]) -> Loss:
     return loss
 
 
-def ratio(apply: Callable[..., Tensor]) -> Loss:
+def ratio(apply: Apply) -> Loss:
     """−mean A π/⊥π: the Hessian of `dice` without the products of different times; less noise, some bias.
 
     Source: Rothfuss et al. (2019), ProMP, eq. 6 (low variance curvature).
@@ -181,7 +180,8 @@ def ratio(apply: Callable[..., Tensor]) -> Loss:
 SURROGATES = {"reinforce": reinforce, "dice": dice, "ratio": ratio}
 
 
-def _parts(x, y):
+def _parts(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """states, actions [T, n, H, 2], weights and alive [T, n, H] of what `examples` made."""
     if x.dim() != 4 or x.shape[3] != 4 or y.shape != (*x.shape[:3], 2):
         raise ValueError(
             f"x has shape {list(x.shape)} and y {list(y.shape)}; expected [T, n, H, 4] (state, action), [T, n, H, 2] "
@@ -202,62 +202,58 @@ class PolicyGradient:
     Source: Finn et al. (2017), Algorithm 3.
     """
 
-    def __init__(
-        self,
-        family: Navigation,
-        apply: Callable[..., Tensor],
-        surrogate: str = "reinforce",
-        pull: bool = True,
-        discount: float = 0.99,
-        baseline: bool = True,
-    ):
+    def __init__(self, navigation: Navigation, apply: Apply, surrogate: str = "reinforce", pull: bool = True) -> None:
         if surrogate not in SURROGATES:
             raise ValueError(f"unknown surrogate {surrogate!r}; choose one of {', '.join(SURROGATES)}")
-        self.family, self.act, self.loss = family, act(apply), SURROGATES[surrogate](apply)
-        self.outer = reinforce(apply)
-        self.pull, self.discount, self.baseline = pull, discount, baseline
+        self.navigation, self.act, self.pull = navigation, act(apply), pull
+        self.loss, self.outer = SURROGATES[surrogate](apply), reinforce(apply)
         self.name = ("" if pull else "first-order ") + f"policy gradient, {surrogate}"
 
     def sample(self, params: Params, goals: Tensor, noise: Tensor) -> tuple[Trajectories, Tensor, Tensor]:
         """Trajectories of the policy, and the same as x, y for a surrogate."""
-        seen = self.family.rollout(self.act, params, goals, noise)
-        return seen, *examples(seen, advantages(seen, self.discount, self.baseline))
+        seen = self.navigation.rollout(self.act, params, goals, noise)
+        return seen, *examples(seen, advantages(seen))
 
-    def walk(self, theta: Params, goals: Tensor, noise: Tensor, alpha: Alpha, steps: int):
-        """The path θ_0 … θ_K, and for each step its x, y and rate. noise: [T, K·n, H, 2], n for each step."""
+    def inner_loop(
+        self, theta: Params, goals: Tensor, noise: Tensor, alpha: Alpha, steps: int
+    ) -> tuple[list[Params], list[tuple[Tensor, Tensor, dict[str, StepSize]]]]:
+        """The path θ_0 … θ_K, and for each step its x, y and α. noise: [T, K·n, H, 2], n trajectories for each step."""
         if steps and noise.shape[1] % steps:
             raise ValueError(
                 f"noise for {noise.shape[1]} trajectories cannot be shared out among {steps} inner steps; sample with "
                 f"sampler(trajectories, steps={steps})"
             )
         start = expand_over_tasks(theta, goals.shape[0])
-        path, data = [{name: p.contiguous() for name, p in start.items()}], []  # bmm is slow on views of one matrix
-        for rate, of_step in zip(alpha_per_step(alpha, theta, steps), noise.chunk(max(steps, 1), 1)):
+        path = [{name: p.contiguous() for name, p in start.items()}]  # bmm is slow on views of one matrix
+        data = []
+        for a, of_step in zip(alpha_per_step(alpha, theta, steps), noise.chunk(max(steps, 1), 1)):
             _, x, y = self.sample(path[-1], goals, of_step)
             g = value_and_gradient(self.loss, path[-1], x, y)[1]
-            path.append({name: p - rate[name] * g[name] for name, p in path[-1].items()})
-            data.append((x, y, rate))
+            path.append({name: p - a[name] * g[name] for name, p in path[-1].items()})
+            data.append((x, y, a))
         return path, data
 
-    def adapt(self, loss, theta: Params, x: Tensor, y: Tensor, alpha: Alpha, steps: int) -> list[Params]:
+    def adapt(self, loss: Loss | None, theta: Params, x: Tensor, y: Tensor, alpha: Alpha, steps: int) -> list[Params]:
         """As `meta_gradient.adapt`, for `evaluate(adapt=…)`; x: noise, y: goals. `loss` is not used."""
-        return self.walk(theta, y[:, 0], x, alpha, steps)[0]
+        return self.inner_loop(theta, y[:, 0], x, alpha, steps)[0]
 
     def score(self, params: Params, x: Tensor, y: Tensor) -> Tensor:
         """Minus the mean return of fresh trajectories [T]: L of Finn et al. (2017), eq. 4. x: noise, y: goals."""
-        return -self.family.rollout(self.act, params, y[:, 0], x).returns().mean(1)
+        return -self.navigation.rollout(self.act, params, y[:, 0], x).returns().mean(1)
 
-    def __call__(self, loss, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 1) -> MetaGradient:
+    def __call__(
+        self, loss: Loss | None, theta: Params, batch: TaskBatch, alpha: Alpha, steps: int = 1
+    ) -> MetaGradient:
         """The meta-gradient: sample, step, …, sample with φ, query gradient, back. query_loss: minus the return [T].
 
         `loss` is not used: trajectories come from the parameters, see `self.loss`.
         """
         goals = batch.support_y[:, 0]
-        path, data = self.walk(theta, goals, batch.support_x, alpha, steps)
+        path, data = self.inner_loop(theta, goals, batch.support_x, alpha, steps)
         seen, x, y = self.sample(path[-1], goals, batch.query_x)
         v = value_and_gradient(self.outer, path[-1], x, y)[1]
         if self.pull:
             for j in reversed(range(steps)):
-                x, y, rate = data[j]
-                v, _ = pull_back(self.loss, path[j : j + 2], x, y, [rate], v)
+                x, y, a = data[j]
+                v, _ = pull_back(self.loss, path[j : j + 2], x, y, [a], v)
         return MetaGradient(mean_over_tasks(v), -seen.returns().mean(1), path[-1], None)

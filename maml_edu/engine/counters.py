@@ -4,12 +4,15 @@ For checking predictions such as those of `cost_model`. Nothing here depends on 
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+Kwargs = Mapping[str, object] | None
 
 
 def count_flops(call: Callable[[], object]) -> int:
@@ -46,12 +49,14 @@ def peak_bytes(call: Callable[[], object]) -> int:
 class LiveBytes(TorchDispatchMode):
     """While active: `live` and `peak`, the bytes of all tensors made, every memory once, until it is freed."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
         self.known: set[int] = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: Sequence[object] = (), kwargs: Kwargs = None
+    ) -> object:
         out = func(*args, **(kwargs or {}))
         if not (func.is_view or func._schema.is_mutable):
             for t in tree_leaves(out):
@@ -62,7 +67,7 @@ class LiveBytes(TorchDispatchMode):
             self.peak = max(self.peak, self.live)
         return out
 
-    def _freed(self, key, size):
+    def _freed(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.live -= size
 
@@ -70,6 +75,8 @@ class LiveBytes(TorchDispatchMode):
 class _Operations(TorchDispatchMode):
     number = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: Sequence[object] = (), kwargs: Kwargs = None
+    ) -> object:
         self.number += func._schema.is_mutable or not func.is_view
         return func(*args, **(kwargs or {}))

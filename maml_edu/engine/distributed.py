@@ -4,7 +4,10 @@ Every rank draws the same tasks from the same generator and keeps its own slice,
 one process, up to the order of a sum. Started by torchrun, which also sets up ranks on several machines.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,14 +16,41 @@ from torch import Tensor
 from maml_edu.meta_gradient import MetaGradient
 from maml_edu.tasks import Params, TaskBatch
 
+T = TypeVar("T")
+
+
+class PeerLost(RuntimeError):
+    """Another process of the group has ended, or doesn't answer."""
+
 
 def join(device: torch.device) -> torch.device:
-    """Join the processes that torchrun started (gloo on CPU, NCCL on CUDA), if it did; returns this rank's device."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+    """Join the processes that torchrun started (gloo on CPU, NCCL on CUDA), if it did; returns this rank's device.
+
+    Raises ValueError if only some of the variables that torchrun sets are there, RuntimeError if nobody answers.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    alone = "start the processes with torchrun, or unset WORLD_SIZE to run alone"
+    if not processes.isdigit():
+        raise ValueError(
+            f"the environment variable WORLD_SIZE is {processes!r}; expected a number of processes: {alone}"
+        )
+    if int(processes) > 1 and not dist.is_initialized():
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing:
+            raise ValueError(
+                f"the environment variable WORLD_SIZE={processes} asks for several processes, and {', '.join(missing)} "
+                f"isn't set: {alone}"
+            )
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except (RuntimeError, ValueError) as error:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            raise RuntimeError(
+                f"could not meet the {processes} processes of WORLD_SIZE at MASTER_ADDR:MASTER_PORT ({where}): {alone}"
+            ) from error
     return device
 
 
@@ -51,34 +81,45 @@ def share(batch: TaskBatch) -> TaskBatch:
     return TaskBatch(*(t[bounds[rank()] : bounds[rank() + 1]] for t in batch))
 
 
-def mean(result: MetaGradient, rates: list[Tensor], tasks: int) -> tuple[Params, list[Tensor], Tensor]:
-    """The gradient, the gradient of every rate, and the query loss of all `tasks`, from every rank's share.
+def mean(result: MetaGradient, alpha_gradient: list[Tensor], tasks: int) -> tuple[Params, list[Tensor], Tensor]:
+    """The gradient, the gradient of every step size, and the query loss of all `tasks`, from every rank's share.
 
-    One all-reduce of a single vector.
+    One all-reduce of a single vector. Raises PeerLost.
     """
     if size() == 1:
-        return result.gradient, rates, result.query_loss.mean()
+        return result.gradient, alpha_gradient, result.query_loss.mean()
     own = result.query_loss.shape[0] / tasks
-    parts = [*result.gradient.values(), *rates, result.query_loss.mean()]
+    parts = [*result.gradient.values(), *alpha_gradient, result.query_loss.mean()]
     vector = torch.cat([part.reshape(-1) * own for part in parts])
-    dist.all_reduce(vector)
+    with _all_there():
+        dist.all_reduce(vector)
     summed = [v.view(part.shape) for v, part in zip(vector.split([part.numel() for part in parts]), parts)]
     return dict(zip(result.gradient, summed)), summed[len(result.gradient) : -1], summed[-1]
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """True on every rank if it is true on one."""
+    """True on every rank if it is true on one. Raises PeerLost."""
     if size() == 1:
         return flag
     told = torch.tensor([float(flag)], device=device)
-    dist.all_reduce(told)
+    with _all_there():
+        dist.all_reduce(told)
     return bool(told.item())
 
 
-def from_rank_0(value):
-    """Rank 0's value (anything that pickles), on every rank."""
+def from_rank_0(value: T) -> T:
+    """Rank 0's value (anything that pickles), on every rank. Raises PeerLost."""
     if size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box)
+    with _all_there():
+        dist.broadcast_object_list(box)
     return box[0]
+
+
+@contextlib.contextmanager
+def _all_there() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # in torch's words, with addresses and lines of its source
+        raise PeerLost("another process of this run has ended or doesn't answer") from error

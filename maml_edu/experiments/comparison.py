@@ -1,284 +1,156 @@
-"""One table for several families: the same episodes, network, optimiser and number of tasks for each.
+"""One table for several methods: the same episodes, network, optimiser and number of tasks for each.
 
-    python -m maml_edu.experiments.comparison --method prototypes --tasks 32000 --out runs/prototypes
+    python -m maml_edu compare --methods maml prototypes --out runs/table
 
-trains on Omniglot, Finn split, scores 600 test tasks once, then looks at validation tasks of other kinds (more shots,
-more ways, more inner steps, ink and paper exchanged), and writes result.json, in the form of `results.result`.
-
-    python -m maml_edu.experiments.comparison --dataset sine --tasks 500000 --out runs/sine_process
-
-trains a conditional neural process on sines and writes final.pt; each meta-batch has a number of support points drawn
-from 1 to 10, or always the same with --points.
+trains each on 5-way 1-shot characters, Finn split, scores 600 test tasks once, then looks at validation tasks of other
+kinds (more shots, more ways, more inner steps, ink and paper exchanged). Every method gets a folder of its own, with a
+result.json in the form of `results.result`.
 """
 
-import argparse
-import json
-import shlex
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from maml_edu.data.episodes import Episodes, characters, split
-from maml_edu.data.sine import SineTasks
-from maml_edu.electives.conditioned_starts import ConditionedModel, adapt_from, everywhere, maml_from
-from maml_edu.electives.hypernetworks import hypernetwork
-from maml_edu.electives.neural_processes import gaussian_nll, neural_process, neural_process_classifier
-from maml_edu.electives.prototypes import prototypical
-from maml_edu.engine.checkpoint_files import save_checkpoint
+from maml_edu.engine.checkpoint_files import Trained, save_checkpoint
+from maml_edu.engine.progress_line import say
 from maml_edu.evaluation import evaluate, mean_ci95
-from maml_edu.experiments.results import provenance, result, write_result
-from maml_edu.experiments.runner import keep_freed_memory, plain_rates, thinned_curve
-from maml_edu.meta_gradient import adapt, maml
+from maml_edu.experiments.config import CHECKPOINT, FINAL, RESULT, Config
+from maml_edu.experiments.method_registry import METHODS, Learner
+from maml_edu.experiments.problems import problem_of, seeded
+from maml_edu.experiments.results import headline, provenance, read_result, result, typed, write_result
+from maml_edu.experiments.run_folder import check_free, check_same_settings
+from maml_edu.experiments.runner import (
+    fit,
+    folder_of,
+    place,
+    plain_alpha,
+    protocol_of,
+    scores_of,
+    settings_of,
+    thinned_curve,
+)
+from maml_edu.experiments.settings import configure
 from maml_edu.models import conv4, cross_entropy
-from maml_edu.training import train
+from maml_edu.step_sizes import Alpha
+from maml_edu.tasks import Params, TaskBatch
 
-# name: (inner steps in training and at test, works with any number of ways)
-METHODS = {
-    "maml": (1, False),
-    "prototypes": (0, True),
-    "protomaml": (1, True),
-    "hypernetwork": (1, True),
-    "process": (0, False),
-}
-TASKS, LR, ALPHA, ALPHA_LR = 8, 5e-3, 0.4, 1e-2  # meta-batch, Adam on θ, where α starts, Adam on α
 OTHER_ALPHA = 0.1  # for methods that were trained without inner steps, where a study takes some
 
 
-def family(method: str, ways: int, filters: int = 32, generator: torch.Generator | None = None) -> ConditionedModel:
-    """A method of the table, on conv4 with `filters` filters. Raises ValueError for an unknown name."""
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
-    network = conv4(ways, filters, generator=generator)
-    if method == "maml":
-        return ConditionedModel(network, everywhere)
-    if method == "hypernetwork":
-        return hypernetwork(network, ways, generator=generator)
-    if method == "process":
-        return neural_process_classifier(network, ways, generator=generator)
-    return prototypical(network, ways)
+def compare_run(config: Config) -> int:
+    """Train every method of the table, or go on with those that are not finished; returns the exit code."""
+    given = {name: getattr(config, name) for name in config.given if name != "methods"}
+    each = {
+        name: configure("compare", {**given, "method": name, "out": config.out / name}, arguments=config.arguments)
+        for name in config.methods
+    }
+    check_free(config.out, resume=False, resumable=False)  # a single run's folder is no place for a table
+    for one in each.values():
+        check_free(one.out, one.resume)
+    for one in each.values():
+        if not _train_one(one):
+            return 1
+    say(table({name: read_result(one.out / RESULT) for name, one in each.items()}))
+    return 0
 
 
-def meta_gradient_of(method: str, start: Callable) -> Callable:
-    """What `train` takes: `maml` itself for MAML, which keeps its last graph; `maml_from(start)` for the others."""
-    return maml if method == "maml" else maml_from(start)
+def table(rows: Mapping[str, dict]) -> str:
+    """Accuracy in %, mean ± 95 % interval over test tasks, on all queries together and on one at a time."""
+    lines = [f"{'accuracy in %':14}{'inner steps':>12}{'all queries':>16}{'one query':>16}{'parameters':>12}"]
+    for name, row in rows.items():
+        score = headline(row)
+        cells = [(score["mean"], score["half_width"]), row["one_query"]]
+        shown = ["diverged" if mean is None else f"{100 * mean:.1f} ± {100 * half:.1f}" for mean, half in cells]
+        steps = row["protocol"]["inner_steps"]
+        lines.append(f"{name:14}{steps:12}{shown[0]:>16}{shown[1]:>16}{row['parameters']:12,}")
+    return "\n".join(lines)
 
 
-def first_rates(found: ConditionedModel, example, steps: int, alpha: float = ALPHA):
-    """α to start from: one rate per tensor of φ_0 and step (φ_0 has other names than θ); a number where K = 0."""
-    if steps == 0:
-        return 0.0
-    with torch.no_grad():
-        names = found.start(found.model.theta, example.support_x, example.support_y)
-    return [dict.fromkeys(names, alpha) for _ in range(steps)]
+def _train_one(config: Config) -> bool:
+    """Whether it was trained to the end, now or before."""
+    device, _ = place(config)
+    problem = problem_of(config, device)
+    with folder_of(config):
+        if config.resume and (config.out / RESULT).exists():  # its studies take minutes
+            check_same_settings(config.out, settings_of(config, problem))
+            return True
+        made = provenance(config.seed, 0.0, str(device), typed(config.arguments))
+        cpu, resumed = time.process_time(), (config.out / CHECKPOINT).exists()
+        trained = fit(config, problem, protocol := protocol_of(config, problem))
+        cpu = time.process_time() - cpu
+        if trained is None:
+            return False
+        scores, one_query = (
+            scores_of(config, problem, trained, trained.alpha, problem.test, 2, statistics=statistics)
+            for statistics in ("transductive", "one-query")
+        )
+        protocol = {**protocol, "alpha": plain_alpha(trained.alpha) if config.steps else None}
+        more = {
+            "metric": problem.metric,
+            "training_cpu_seconds": None if resumed else round(cpu, 1),  # an earlier part's are not known
+            "parameters": sum(p.numel() for p in problem.learner.model.theta.values()),
+            "one_query": list(mean_ci95(one_query[-1].values)),
+            "validation_studies": studies(config, trained),
+            "curve": thinned_curve(trained.history),
+        }
+        made = {**made, "seconds": round(trained.history["seconds"].item(), 1)}
+        stored = result(problem.name, config.method, protocol, scores, made, **more)
+        write_result(config.out / RESULT, stored)
+        save_checkpoint(config.out / FINAL, trained, experiment=problem.name, method=config.method, protocol=protocol)
+    return True
 
 
-def studies(method: str, theta, alpha, ways: int, shots: int, filters: int, validation, tasks: int, seed: int) -> dict:
-    """Accuracies [mean, half width] on validation tasks of kinds that were not trained on; see `run`.
+# ---------------------------------------------------------------- validation tasks of other kinds
+
+
+def studies(config: Config, trained: Trained) -> dict:
+    """Accuracies [mean, half width] on validation tasks of kinds that were not trained on.
 
     shots: {k: one per inner step 0 … 10}; ways: {n: at the trained K}, None where the method cannot; inverted: ink and
     paper exchanged, one per inner step. Steps beyond the trained ones repeat the last α; methods that were trained
     without any take OTHER_ALPHA.
     """
-    steps, any_ways = METHODS[method]
-    rates = alpha if steps else OTHER_ALPHA
+    ways, shots, tasks = config.ways, config.shots, min(300, config.test_tasks)
+    _, validation, _ = split(characters(config.dataset), config.split)
+    alpha = trained.alpha if config.steps else OTHER_ALPHA
 
-    def score(ways, shots, steps, invert=False):
+    def score(ways: int, shots: int, steps: int, invert: bool = False) -> list[list[float]]:
         episodes = Episodes(validation, ways, shots, 1)
-        found = family(method, ways, filters)
-        how = adapt if method == "maml" else adapt_from(found.start)
+        return accuracies(replace(config, ways=ways), trained.theta, alpha, episodes, steps, tasks, invert)
 
-        def sample(count, generator):
-            batch = episodes.sample(count, generator)
-            flipped = dict(support_x=1 - batch.support_x, query_x=1 - batch.query_x)
-            return batch._replace(**flipped) if invert else batch
-
-        scores = evaluate(
-            found.model._replace(theta=theta),
-            cross_entropy(found.model.apply),
-            sample,
-            rates,
-            steps,
-            tasks=tasks,
-            metric="accuracy",
-            generator=torch.Generator().manual_seed(seed + 5),
-            adapt=how,
-        )
-        return [[round(value, 5) for value in mean_ci95(s.values)] for s in scores]
-
+    any_ways = METHODS[config.method].any_ways
     return {
         "tasks": tasks,
-        "alpha_without_trained_steps": None if steps else OTHER_ALPHA,
+        "alpha_without_trained_steps": None if config.steps else OTHER_ALPHA,
         "shots": {str(k): score(ways, k, 10) for k in (shots, 5, 10)},
-        "ways": {str(n): score(n, shots, steps)[-1] if any_ways or n == ways else None for n in (ways, 10, 20)},
+        "ways": {str(n): score(n, shots, config.steps)[-1] if any_ways or n == ways else None for n in (ways, 10, 20)},
         "inverted": {str(k): score(ways, k, 10, invert=True) for k in (shots, 5)},
     }
 
 
-def run(method: str, tasks: int, seed: int, out: Path, dataset: str = "omniglot", test_tasks: int = 600, command=""):
-    """Train, score the test tasks once, look at the studies, write out/result.json and final.pt; resumes by itself."""
-    keep_freed_memory()
-    ways, shots, filters, (steps, _) = 5, 1, 32, METHODS[method]
-    iterations = tasks // TASKS
-    training, validation, test = split(characters(dataset), "finn")
-    episodes = [Episodes(part, ways, shots, 1) for part in (training, test)]
-    found = family(method, ways, filters, torch.Generator().manual_seed(seed))
-    loss = cross_entropy(found.model.apply)
-    rates = first_rates(found, episodes[0].sample(1, torch.Generator().manual_seed(0)), steps)
-    out.mkdir(parents=True, exist_ok=True)
-    cpu = time.process_time()
-    trained = train(
-        found.model,
-        loss,
-        episodes[0].sample,
-        meta_gradient_of(method, found.start),
-        iterations=iterations,
-        tasks=TASKS,
-        alpha=rates,
-        steps=steps,
-        learn_alpha=steps > 0,
-        alpha_lr=ALPHA_LR,
-        lr=LR,
-        schedule="cosine",
-        generator=torch.Generator().manual_seed(seed + 1),
-        progress=method,
-        checkpoint=out / "checkpoint.pt",
-        resume=(out / "checkpoint.pt").exists(),
-        about={"seed": seed},
+def accuracies(
+    config: Config, theta: Params, alpha: Alpha, episodes: Episodes, steps: int, tasks: int, invert: bool
+) -> list[list[float]]:
+    """[mean, half width] after 0 … steps inner steps on `tasks` episodes. invert: ink and paper exchanged."""
+    learner = learner_of(config)
+
+    def sample(count: int, generator: torch.Generator) -> TaskBatch:
+        batch = episodes.sample(count, generator)
+        inverted = dict(support_x=1 - batch.support_x, query_x=1 - batch.query_x)
+        return batch._replace(**inverted) if invert else batch
+
+    model, generator = learner.model._replace(theta=theta), seeded(config, 5)
+    scores = evaluate(
+        model, learner.loss, sample, alpha, steps, tasks, "accuracy", generator=generator, adapt=learner.adapt
     )
-    cpu = time.process_time() - cpu
-    if len(trained.history["query_loss"]) < iterations:
-        print("stopped early; the same command continues")
-        return 1
-    model = found.model._replace(theta=trained.theta)
-    how = adapt if method == "maml" else adapt_from(found.start)
-    scores, one_query = (
-        evaluate(
-            model,
-            loss,
-            episodes[1].sample,
-            trained.alpha,
-            steps,
-            tasks=test_tasks,
-            metric="accuracy",
-            statistics=statistics,
-            generator=torch.Generator().manual_seed(seed + 2),
-            adapt=how,
-        )
-        for statistics in ("transductive", "one-query")
-    )
-    protocol = {
-        "split": "finn",
-        "ways": ways,
-        "rotations": True,
-        "resize": "28×28, Lanczos on grey levels" if dataset == "omniglot" else "drawn at 28×28",
-        "loss": "mean cross-entropy",
-        "statistics": "transductive",
-        "filters": filters,
-        "shots": shots,
-        "test_shots": shots,
-        "queries": 1,
-        "test_queries": 1,
-        "tasks": test_tasks,
-        "meta_batch": TASKS,
-        "iterations": iterations,
-        "outer": f"Adam, lr {LR:g}, cosine",
-        "alpha_learned": steps > 0,
-        **({"alpha_start": ALPHA, "alpha_lr": ALPHA_LR} if steps else {}),
-        "inner_steps_train": steps,
-        "inner_steps": steps,
-        "alpha": plain_rates(trained.alpha) if steps else None,
-    }
-    more = {
-        "metric": "accuracy",
-        "training_cpu_seconds": round(cpu, 1),
-        "parameters": sum(p.numel() for p in model.theta.values()),
-        "one_query": list(mean_ci95(one_query[-1].values)),
-        "validation_studies": studies(
-            method, trained.theta, trained.alpha, ways, shots, filters, validation, min(300, test_tasks), seed
-        ),
-        "curve": thinned_curve(trained.history),
-    }
-    where = provenance(
-        seed, float(trained.history["seconds"]), command=f"python -m maml_edu.experiments.comparison {command}"
-    )
-    name = f"{dataset} {ways}-way {shots}-shot"
-    write_result(out / "result.json", result(name, method, protocol, scores, where, **more))
-    save_checkpoint(out / "final.pt", trained, experiment=name, method=method, protocol=protocol)
-    print(f"accuracy {scores[-1].mean:.4f} ± {scores[-1].half_width:.4f}; wrote {out / 'result.json'}")
-    return 0
+    return [[round(value, 5) for value in mean_ci95(s.values)] for s in scores]
 
 
-def run_sine(tasks: int, seed: int, out: Path, points: int | None = None, command: str = "") -> int:
-    """Train a conditional neural process on sines; final.pt says with what settings. points: None draws 1 to 10."""
-    found = neural_process(generator=torch.Generator().manual_seed(seed))
-    meta_batch, family = 25, SineTasks()
-    out.mkdir(parents=True, exist_ok=True)
-
-    def sample(count, generator):
-        shots = points or int(torch.randint(1, 11, (), generator=generator))
-        return family.sample(count, shots, 10, generator=generator)
-
-    trained = train(
-        found.model,
-        gaussian_nll(found.model.apply),
-        sample,
-        maml_from(found.start),
-        iterations=tasks // meta_batch,
-        tasks=meta_batch,
-        alpha=0.0,
-        steps=0,
-        lr=2e-3,
-        schedule="cosine",
-        generator=torch.Generator().manual_seed(seed + 1),
-        progress="process on sines",
-        checkpoint=out / "checkpoint.pt",
-        resume=(out / "checkpoint.pt").exists(),
-        about={"seed": seed},
-    )
-    if len(trained.history["query_loss"]) < tasks // meta_batch:
-        print("stopped early; the same command continues")
-        return 1
-    command = f"python -m maml_edu.experiments.comparison {command}"
-    where = provenance(seed, float(trained.history["seconds"]), command=command)
-    where = json.loads(json.dumps(where))  # plain strings and numbers: a checkpoint is read with weights_only=True
-    protocol = {
-        "shots": points or "1 to 10",
-        "meta_batch": meta_batch,
-        "iterations": tasks // meta_batch,
-        "outer": "Adam, lr 0.002, cosine",
-    }
-    save_checkpoint(out / "final.pt", trained, method="process", protocol=protocol, provenance=where)
-    print(f"query loss at the end {trained.history['query_loss'][-100:].mean():.3f} nats; wrote {out / 'final.pt'}")
-    return 0
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m maml_edu.experiments.comparison", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("--method", choices=METHODS, default="process")
-    parser.add_argument("--tasks", type=int, default=32_000, help=f"training tasks in all, {TASKS} in a meta-batch")
-    parser.add_argument("--test-tasks", type=int, default=600)
-    parser.add_argument("--dataset", choices=("omniglot", "glyphs", "sine"), default="omniglot")
-    parser.add_argument("--points", type=int, help="support points of --dataset sine (default: drawn from 1 to 10)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="folder for result.json; an unfinished run continues")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    given = parser.parse_args(arguments)
-    if given.dataset == "sine":
-        if given.method != "process" or given.tasks < 25:
-            parser.error("--dataset sine trains --method process, on at least one meta-batch of 25 tasks")
-        torch.set_num_threads(1)
-        return run_sine(given.tasks, given.seed, given.out, given.points, shlex.join(arguments))
-    if given.tasks < TASKS:
-        parser.error(f"--tasks {given.tasks}: at least one meta-batch of {TASKS}")
-    torch.set_num_threads(1)
-    return run(given.method, given.tasks, given.seed, given.out, given.dataset, given.test_tasks, shlex.join(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def learner_of(config: Config) -> Learner:
+    """A method of the table on a fresh network for config.ways classes."""
+    generator = seeded(config)
+    network = conv4(config.ways, config.filters, generator=generator)
+    return METHODS[config.method].build["characters"](config, network, cross_entropy, generator)

@@ -1,4 +1,4 @@
-"""Results of runs as JSON with their provenance, and the published numbers they stand beside."""
+"""Results of runs as JSON, with their provenance."""
 
 import json
 import math
@@ -6,64 +6,71 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
 import torch
 
-from maml_edu.data.atomic_write import write_whole
+from maml_edu.data.atomic_write import write_atomically
 from maml_edu.engine import distributed
 from maml_edu.evaluation import StepScore
 
-# Sine, 5-shot MSE after 1, 5, 10 steps. Source: Finn, Abbeel & Levine (2017), Table 2.
-PUBLISHED_SINE = {
-    "MAML": {1: 0.67, 5: 0.38, 10: 0.35},
-    "pre-trained on all tasks": {1: 2.41, 5: 2.23, 10: 2.19},
-    "multi-task, 500 networks averaged": {1: 4.19, 5: 3.85, 10: 3.69},
-}
-
-# Omniglot, accuracy and half-width in %, columns 5-way 1-shot, 5-way 5-shot, 20-way 1-shot, 20-way 5-shot.
-# Sources: Finn et al. (2017), Table 1; Nichol et al. (2018), Table 2; Snell et al. (2017), Table 1;
-# Vinyals et al. (2016), Table 1; Li et al. (2017), Table 2; Rajeswaran et al. (2019), Table 2.
-PUBLISHED_OMNIGLOT = {
-    "MAML": ((98.7, 0.4), (99.9, 0.1), (95.8, 0.3), (98.9, 0.2)),
-    "MAML, fully connected": ((89.7, 1.1), (97.5, 0.6), None, None),
-    "FOMAML, transductive": ((98.3, 0.5), (99.2, 0.2), (89.4, 0.5), (97.9, 0.1)),
-    "Reptile": ((95.39, 0.09), (98.90, 0.10), (88.14, 0.15), (96.65, 0.33)),
-    "Reptile, transductive": ((97.68, 0.04), (99.48, 0.06), (89.43, 0.14), (97.12, 0.32)),
-    "Matching networks": ((98.1, None), (98.9, None), (93.8, None), (98.5, None)),
-    "Prototypical networks": ((98.8, None), (99.7, None), (96.0, None), (98.9, None)),
-    "iMAML, gradient descent": ((99.16, 0.35), (99.67, 0.12), (94.46, 0.42), (98.69, 0.1)),
-    "iMAML, Hessian-free": ((99.50, 0.26), (99.74, 0.11), (96.18, 0.36), (99.14, 0.1)),
-    "Meta-SGD": ((99.53, 0.26), (99.93, 0.09), (95.9, None), (99.0, None)),
-}
-
 
 def provenance(seed: int, seconds: float, device: str = "cpu", command: str | None = None) -> dict:
-    """What ran where: hardware, device, versions, seed, command, seconds, date."""
-    if command is None:
-        start = f"torchrun --nproc-per-node {distributed.size()}" if distributed.size() > 1 else "python"
-        program = "-m maml_edu" if Path(sys.argv[0]).parent.name == "maml_edu" else _from_the_root(sys.argv[0])
-        command = f"{start} {program} {shlex.join(sys.argv[1:])}".rstrip()
-    return {
+    """What ran where: hardware, device, versions, seed, command, seconds, date, and the commit if the code is in git.
+
+    command: as one types it in the repository's root; None for the script that is running.
+    """
+    made = {
         "hardware": _hardware(device),
         "device": str(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "seed": seed,
-        "command": command,
+        "command": command or f"python {_from_the_root(sys.argv[0])} {shlex.join(sys.argv[1:])}".rstrip(),
         "seconds": round(seconds, 1),
         "date": date.today().isoformat(),
     }
+    return made | ({"commit": commit} if (commit := _commit()) else {})
 
 
-def _from_the_root(script):
+def typed(arguments: Sequence[str]) -> str:
+    """A command line of this package, with torchrun where it started several processes."""
+    start = f"torchrun --nproc-per-node {distributed.size()}" if distributed.size() > 1 else "python"
+    return f"{start} -m maml_edu {shlex.join(arguments)}".rstrip()
+
+
+def _commit() -> str | None:
+    """The commit that is checked out, with "-dirty" where files differ from it; None outside of git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # installed somewhere else: not our commit, whatever repository is around it
+        return None
+    describe = [
+        "git",
+        "--no-optional-locks",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    try:
+        return subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _from_the_root(script: str) -> str:
     """A script's path as it is typed in the repository's root, so that no folder of this machine is recorded."""
-    script, root = Path(script).resolve(), Path(__file__).resolve().parents[2]
-    return script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name
+    path, root = Path(script).resolve(), Path(__file__).resolve().parents[2]
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
-def _hardware(device):
+def _hardware(device: str) -> str:
     if str(device).startswith("cuda"):
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -79,7 +86,14 @@ def _hardware(device):
     return f"{name}, {os.cpu_count()} cores, {used}"
 
 
-def result(experiment: str, method: str, protocol: dict, scores: list[StepScore], provenance: dict, **more) -> dict:
+def result(
+    experiment: str,
+    method: str,
+    protocol: dict,
+    scores: list[StepScore],
+    provenance: dict,
+    **more: object,
+) -> dict:
     """A result in the form that notebooks/results/ holds; scores as `evaluate` returns them."""
     per_step = [{k: _rounded(v) for k, v in s._asdict().items() if k != "values"} for s in scores]
     return {
@@ -92,7 +106,7 @@ def result(experiment: str, method: str, protocol: dict, scores: list[StepScore]
     }
 
 
-def _rounded(value):
+def _rounded(value: object) -> object:
     """Six digits; what is not finite becomes null, as JSON has no word for it."""
     if not isinstance(value, float):
         return value
@@ -101,14 +115,42 @@ def _rounded(value):
 
 def write_result(path: str | Path, result: dict) -> None:
     """A result as JSON; no half-written one is ever read."""
-    write_whole(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_result(path: str | Path) -> dict:
+    """One stored result. Raises ValueError, naming the file, if it is damaged or no result."""
+    try:
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+        _check_form(stored)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not a result, or is damaged ({type(error).__name__}: {error}); restore it, or take it away"
+        ) from error
+    return stored
+
+
+def _check_form(stored: dict) -> None:
+    for name in ("experiment", "method"):
+        if not isinstance(stored[name], str):
+            raise ValueError(f"{name} is no text")
+    for step, score in enumerate(stored["per_step"]):
+        numbers = [score[name] for name in ("mean", "half_width", "median")]
+        if score["step"] != step or not all(value is None or isinstance(value, (int, float)) for value in numbers):
+            raise ValueError(f"the score after step {step} is not one")
+    if stored["protocol"]["inner_steps"] not in range(len(stored["per_step"])):
+        raise ValueError("there is no score after inner_steps")
+    stored["provenance"]["device"].split(":")
 
 
 def read_results(folder: str | Path = "results") -> dict[str, dict]:
-    """All stored results of a folder, by file name without .json; FileNotFoundError if there is no such folder."""
+    """All stored results of a folder, by file name without .json.
+
+    Raises FileNotFoundError if there is no such folder, ValueError if one of the files is damaged.
+    """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"there is no folder {folder!s} in {Path.cwd()}: notebooks are run in their own folder")
-    return {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(Path(folder).glob("*.json"))}
+    return {p.stem: read_result(p) for p in sorted(Path(folder).glob("*.json"))}
 
 
 def headline(result: dict) -> dict:
@@ -116,7 +158,7 @@ def headline(result: dict) -> dict:
     return next(s for s in result["per_step"] if s["step"] == result["protocol"]["inner_steps"])
 
 
-def omniglot_runs(results: dict[str, dict]) -> dict[tuple, dict[str, dict]]:
+def omniglot_runs(results: Mapping[str, dict]) -> dict[tuple, dict[str, dict]]:
     """The runs on Omniglot, by (method, α learned or not, "cpu" or "cuda", ways, test shots): one run per seed in each.
 
     Files of a study (omniglot_20way_1shot_maml_alpha0.4.json: a note after the method that is no seed) are left out.
@@ -131,7 +173,7 @@ def omniglot_runs(results: dict[str, dict]) -> dict[tuple, dict[str, dict]]:
     return groups
 
 
-def over_seeds(runs: list[dict]) -> tuple[float, float] | None:
+def over_seeds(runs: Sequence[dict]) -> tuple[float, float] | None:
     """Mean accuracy over runs, and the half-width of its 95 % interval over all their test tasks together.
 
     The interval says how well these networks are known from their test tasks, not how other seeds would do. None if a

@@ -10,13 +10,14 @@ import re
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ipywidgets
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maml_edu.figures.style import COLOURS, _display, _png, _require_alt, apply_style
+from maml_edu.figures.style import COLOURS, Look, _display, _png, _require_alt, apply_style
 
 __all__ = ["course_map", "playground", "read_course"]
 
@@ -37,7 +38,7 @@ class Live(NamedTuple):
 
 
 def playground(
-    draw: Draw, sliders: Mapping[str, Limits], stills: Mapping[str, Mapping[str, Any]], alt: str, panels: int = 2
+    draw: Draw, sliders: Mapping[str, Limits], stills: Mapping[str, Mapping[str, float]], alt: str, panels: int = 2
 ) -> None:
     """Several sliders and one picture that follows them; a strip of stills wherever the notebook is only read.
 
@@ -59,10 +60,10 @@ def live(draw: Draw, sliders: Mapping[str, Limits], panels: int = 2) -> Live:
     picture, problem = ipywidgets.Image(format="png"), ipywidgets.HTML()
     picture.layout.width, picture.layout.max_width = "800px", "100%"
 
-    def values() -> dict[str, Any]:
+    def values() -> dict[str, float]:
         return {name: control.value for name, control in controls.items()}
 
-    def redraw(change: Any) -> None:
+    def redraw(change: object) -> None:
         try:
             picture.value = _frame(draw, values(), panels)
             problem.value, picture.layout.display = "", ""
@@ -80,15 +81,15 @@ def live(draw: Draw, sliders: Mapping[str, Limits], panels: int = 2) -> Live:
 
 
 def _slider(name: str, low: float, high: float, step: float, start: float) -> ipywidgets.Widget:
-    whole = all(isinstance(number, int) for number in (low, high, step, start))
-    kind = ipywidgets.IntSlider if whole else ipywidgets.FloatSlider
-    more = {} if whole else {"readout_format": ".1f"}
+    integers = all(isinstance(number, int) for number in (low, high, step, start))
+    kind = ipywidgets.IntSlider if integers else ipywidgets.FloatSlider
+    more = {} if integers else {"readout_format": ".1f"}
     ends = {"min": min(low, start), "max": max(high, start)}  # a start outside of the range widens it
     layout = ipywidgets.Layout(width="340px")
     return kind(value=start, step=step, description=name, layout=layout, **ends, **more)
 
 
-def _frame(draw: Draw, values: Mapping[str, Any], panels: int) -> bytes:
+def _frame(draw: Draw, values: Mapping[str, float], panels: int) -> bytes:
     """One picture as PNG. Fixed margins: measuring every label would take longer than drawing."""
     fig = Figure(figsize=(8, _PANEL_HEIGHT))  # not pyplot's: it needs no closing
     axes = fig.subplots(1, panels, sharey=True, squeeze=False)[0]
@@ -102,7 +103,7 @@ def _frame(draw: Draw, values: Mapping[str, Any], panels: int) -> bytes:
     return out.getvalue()
 
 
-def _strip(draw: Draw, sliders: Mapping[str, Limits], stills: Mapping[str, Mapping[str, Any]], panels: int) -> bytes:
+def _strip(draw: Draw, sliders: Mapping[str, Limits], stills: Mapping[str, Mapping[str, float]], panels: int) -> bytes:
     """The stills as columns, their panels below each other."""
     if not stills:
         raise ValueError("playground needs at least one still, for readers without a running kernel")
@@ -120,7 +121,7 @@ def _strip(draw: Draw, sliders: Mapping[str, Limits], stills: Mapping[str, Mappi
         ax.tick_params(labelsize=_STILL_SIZES["ticks"])
         for label in (ax.xaxis.label, ax.yaxis.label):
             label.set_fontsize(_STILL_SIZES["label"])
-    handles: dict[str, Any] = {}
+    handles: dict[str, Artist] = {}
     for ax in axes.flat:
         for handle, label in zip(*ax.get_legend_handles_labels()):
             handles.setdefault(label, handle)
@@ -172,9 +173,9 @@ def course_map(ax: Axes, course: Mapping[str, Lesson]) -> Axes:
         ax.annotate(f"{lesson.minutes} min", (now, row), (6, 0), textcoords="offset points", va="center")
         for needed in lesson.needs:
             if needed in rows and (above := rows[needed])[0] < row:
-                line = {"color": COLOURS["before"], "linewidth": 1.3, "zorder": 0}
-                ax.plot([above[1], above[1], begin], [above[0], row, row], **line)
-                ax.plot(begin - 1, row, marker=">", markersize=6, **line)
+                look: Look = {"color": COLOURS["before"], "linewidth": 1.3, "zorder": 0}
+                ax.plot([above[1], above[1], begin], [above[0], row, row], **look)
+                ax.plot(begin - 1, row, marker=">", markersize=6, **look)
     ax.set_ylim(len(course) - 0.4, -0.6)
     ax.set_xlim(0, 1.12 * max(now, 1))
     ax.set_yticks(range(len(course)), [f"{number} · {lesson.title}" for number, lesson in course.items()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +13,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 
 from maml_edu.evaluation import StepScore
-from maml_edu.figures.style import COLOURS, line, points
+from maml_edu.figures.style import COLOURS, Look, figure_of, line, points, where_none_diverged
 from maml_edu.tasks import TaskBatch
 
 __all__ = [
@@ -26,18 +27,25 @@ __all__ = [
     "task_gallery",
 ]
 
-_RANDOM_START = {"color": "#999999", "linestyle": (0, (1, 1)), "marker": "x"}  # no method of the series: pale grey
+_RANDOM_START: Look = {
+    "color": "#999999",
+    "linestyle": (0, (1, 1)),
+    "marker": "x",
+}  # no method of the series: pale grey
+
+
+Point = tuple[float, float]
 
 
 def _flat(values: Tensor) -> np.ndarray:
     return values.detach().flatten().cpu().numpy()
 
 
-def _plot(ax: Axes, x: Tensor, y: Tensor, key: str, **more) -> None:
+def _plot(ax: Axes, x: Tensor, y: Tensor, key: str, **more: Any) -> None:
     ax.plot(_flat(x), _flat(y), **{**line(key), **more})
 
 
-def _scatter(ax: Axes, x: Tensor, y: Tensor, key: str, **more) -> None:
+def _scatter(ax: Axes, x: Tensor, y: Tensor, key: str, **more: Any) -> None:
     look = {**points(key), "markeredgecolor": "black", "markeredgewidth": 0.8, "zorder": 5, **more}
     ax.plot(_flat(x), _flat(y), **look)
 
@@ -61,27 +69,27 @@ def support_points(ax: Axes, batch: TaskBatch) -> Figure:
     bound = 1.8 * float(batch.support_y[0].abs().max()) + 0.5
     ax.set_ylim(-bound, bound)
     ax.set_title(f"{batch.support_x.shape[1]} points, curve unknown")
-    return ax.figure
+    return figure_of(ax)
 
 
 def fits_of_five_points(
-    axes: Sequence[Axes], batch: TaskBatch, x: Tensor, truth: Tensor, network: Tensor, family: Tensor
+    axes: Sequence[Axes], batch: TaskBatch, x: Tensor, truth: Tensor, network: Tensor, sine: Tensor
 ) -> Figure:
     """Left: a network fitted to the support points alone. Right: the best sine through the same points.
 
-    x, truth, network, family: curves with the same number of entries.
+    x, truth, network, sine: curves with the same number of entries.
     """
     _plot(axes[0], x, truth, "truth", linewidth=1.2, label="true curve")
     _plot(axes[0], x, network, "after", label="fitted curve")
     _plot(axes[1], x, truth, "truth", linewidth=1.2)
-    _plot(axes[1], x, family, "after", linewidth=4, alpha=0.45)
+    _plot(axes[1], x, sine, "after", linewidth=4, alpha=0.45)
     bound = 1.8 * float(truth.abs().max()) + 0.2  # the same scale in both panels
     for ax, title in zip(axes, ("a network from a random start", "a sine with two unknowns")):
         _scatter(ax, *_sides(batch, 0)["support"], "support", label="support point")
         ax.set(xlabel="x", ylabel="y", title=title, ylim=(-bound, bound))
         ax.label_outer()
-    _below(axes[0].figure, axes[0], 3)
-    return axes[0].figure
+    _below(figure_of(axes[0]), axes[0], 3)
+    return figure_of(axes[0])
 
 
 def support_and_query_losses(ax: Axes, support: Sequence[float], query: Sequence[float]) -> Figure:
@@ -93,7 +101,7 @@ def support_and_query_losses(ax: Axes, support: Sequence[float], query: Sequence
         ax.annotate(f" {key} loss", (len(values) - 1, values[-1]), va="center", fontsize=12, annotation_clip=False)
     ax.set(xlabel="training step on the support set", ylabel="mean squared error")
     ax.set_xlim(0, max(len(support) - 1, 1))
-    return ax.figure
+    return figure_of(ax)
 
 
 def task_gallery(axes: Sequence[Axes], batch: TaskBatch) -> Figure:
@@ -109,8 +117,8 @@ def task_gallery(axes: Sequence[Axes], batch: TaskBatch) -> Figure:
             _scatter(ax, x, y, key, label=f"{key} points")
         ax.set(xlabel="x", ylabel="y", title=f"A = {amplitude:.1f}, phase = {phase:.1f}", ylim=(-5.4, 5.4))
         ax.label_outer()
-    _below(axes[0].figure, axes[0], 2)
-    return axes[0].figure
+    _below(figure_of(axes[0]), axes[0], 2)
+    return figure_of(axes[0])
 
 
 def joint_prediction(ax: Axes, x: Tensor, tasks: Tensor, mean: Tensor, network: Tensor) -> Figure:
@@ -123,13 +131,13 @@ def joint_prediction(ax: Axes, x: Tensor, tasks: Tensor, mean: Tensor, network: 
     _plot(ax, x, mean, "truth", linewidth=1.4, label="mean over tasks, E[y | x]")
     _plot(ax, x, network, "joint", linewidth=3.5, label="network after joint training")
     ax.set(xlabel="x", ylabel="y", ylim=(-5.4, 5.4))
-    ax.figure.legend(loc="outside lower center", ncols=2)
-    return ax.figure
+    figure_of(ax).legend(loc="outside lower center", ncols=2)
+    return figure_of(ax)
 
 
 def bilevel_diagram(ax: Axes) -> Figure:
     """θ → inner loop on the support set → φ → query loss, and the way back to θ."""
-    ax.figure.set_size_inches(8, 3.9)
+    figure_of(ax).set_size_inches(8, 3.9)
     ax.set(xlim=(0, 16), ylim=(0, 7.8))
     ax.axis("off")
     ax.add_patch(  # what happens once per task
@@ -160,10 +168,12 @@ def bilevel_diagram(ax: Axes) -> Figure:
     _arrow(ax, loss, theta, "bottom", "bottom", COLOURS["maml"], "bar,angle=180,fraction=-0.13", 2.5)
     text = r"outer loop: move $\theta$ so that the mean of $L_q(\varphi)$ over tasks falls"
     ax.text(7.45, 0.42, text, ha="center", va="center", fontsize=12, color=COLOURS["maml"])
-    return ax.figure
+    return figure_of(ax)
 
 
-def _box(ax, centre, width, text, colour, size=12, height=1.15):
+def _box(
+    ax: Axes, centre: Point, width: float, text: str, colour: str, size: int = 12, height: float = 1.15
+) -> dict[str, Point]:
     """A rounded box; returns its sides, from which arrows start."""
     x, y = centre
     ax.add_patch(
@@ -186,7 +196,16 @@ def _box(ax, centre, width, text, colour, size=12, height=1.15):
     }
 
 
-def _arrow(ax, start, end, leave, enter, colour="black", bend="arc3", width=1.6):
+def _arrow(
+    ax: Axes,
+    start: dict[str, Point],
+    end: dict[str, Point],
+    leave: str,
+    enter: str,
+    colour: str = "black",
+    bend: str = "arc3",
+    width: float = 1.6,
+) -> None:
     ax.add_patch(
         FancyArrowPatch(
             start[leave],
@@ -221,8 +240,8 @@ def before_and_after(
         _scatter(ax, *_sides(batch, 0)["support"], "support", label="support point")
         ax.set(xlabel="x", ylabel="y", title=title, ylim=(-bound, bound))
         ax.label_outer()
-    _below(axes[0].figure, axes[0], 4)
-    return axes[0].figure
+    _below(figure_of(axes[0]), axes[0], 4)
+    return figure_of(axes[0])
 
 
 def fine_tuning(ax: Axes, scores: Mapping[str, list[StepScore]], floor: float) -> Figure:
@@ -233,11 +252,11 @@ def fine_tuning(ax: Axes, scores: Mapping[str, list[StepScore]], floor: float) -
     """
     for name, steps in scores.items():
         look = {**line(name), "marker": points(name)["marker"]} if name in COLOURS else _RANDOM_START
-        known = [s for s in steps if s.mean is not None and math.isfinite(s.mean)]
+        known, means, half_widths = where_none_diverged(steps)
         ax.errorbar(
-            [s.step for s in known],
-            [s.mean for s in known],
-            [s.half_width if math.isfinite(s.half_width) else 0 for s in known],
+            known,
+            means,
+            [half if math.isfinite(half) else 0 for half in half_widths],
             capsize=3,
             label=f"{name} start"
             if name not in COLOURS
@@ -250,5 +269,5 @@ def fine_tuning(ax: Axes, scores: Mapping[str, list[StepScore]], floor: float) -
     )
     ax.set(xlabel="inner steps at test", ylabel="query MSE, mean over tasks")
     ax.set_ylim(bottom=0)
-    ax.figure.legend(loc="outside lower center", ncols=3)
-    return ax.figure
+    figure_of(ax).legend(loc="outside lower center", ncols=3)
+    return figure_of(ax)

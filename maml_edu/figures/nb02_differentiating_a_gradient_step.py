@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from torch import Tensor
 
-from maml_edu.figures.style import COLOURS
+from maml_edu.figures.style import COLOURS, Look
 
 __all__ = [
     "comparison_table",
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 Number = float | Tensor
+Point = Sequence[float] | np.ndarray  # in the plane
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
@@ -71,7 +72,7 @@ def largest_differences(rows: Mapping[str, tuple[Number, Number, Number]]) -> fl
     return worst
 
 
-def _columns(columns):
+def _columns(columns: Sequence[Number]) -> np.ndarray:
     return np.stack([np.asarray(torch.as_tensor(c).detach().cpu(), dtype=np.float64) for c in columns])
 
 
@@ -94,7 +95,7 @@ def _show_table(head: Sequence[str], lines: Sequence[Sequence[str]], numbers: in
         for line in [head, *lines]
     )
 
-    def row(tag, line):
+    def row(tag: str, line: Sequence[str]) -> str:
         cells = (
             f'<{tag} style="text-align:{"left" if column < numbers else "right"}">{escape(cell)}</{tag}>'
             for column, cell in enumerate(line)
@@ -111,16 +112,16 @@ def _show_table(head: Sequence[str], lines: Sequence[Sequence[str]], numbers: in
 
 def scalar_step(axes: Sequence[Axes], h: float, c: float, alpha: float, starts: Sequence[float]) -> Sequence[Axes]:
     """Left: two starts on ½h(θ − c)² and where one step takes them. Right: θ′ as a function of θ."""
-    starts = np.asarray(starts, dtype=float)
+    before = np.asarray(starts, dtype=float)
     slope = 1 - alpha * h
-    landed = c + slope * (starts - c)
-    everything = np.concatenate([starts, landed, [c]])
-    margin = 0.2 * (np.ptp(everything) or 1.0)
-    grid = np.linspace(everything.min() - margin, everything.max() + margin, 200)
+    landed = c + slope * (before - c)
+    values = np.concatenate([before, landed, [c]])
+    margin = 0.2 * (np.ptp(values) or 1.0)
+    grid = np.linspace(values.min() - margin, values.max() + margin, 200)
 
     left, right = axes
     left.plot(grid, 0.5 * h * (grid - c) ** 2, color=COLOURS["support"])
-    for start, end in zip(starts, landed):
+    for start, end in zip(before, landed):
         heights = 0.5 * h * (start - c) ** 2, 0.5 * h * (end - c) ** 2
         _arrow(left, (start, heights[0]), (end, heights[1]), COLOURS["truth"], width=1.2)
         left.plot(start, heights[0], "X", color=COLOURS["before"], markersize=9)
@@ -132,13 +133,13 @@ def scalar_step(axes: Sequence[Axes], h: float, c: float, alpha: float, starts: 
 
     right.plot(grid, grid, color=COLOURS["before"], linestyle=":", linewidth=1.5)
     right.plot(grid, c + slope * (grid - c), color=COLOURS["after"])
-    right.plot(starts, landed, "P", color=COLOURS["after"], markersize=9)
-    corner = (starts[1], landed[0])
-    run, rise = starts[1] - starts[0], landed[1] - landed[0]
-    triangle = [starts[0], corner[0], corner[0]], [landed[0], corner[1], landed[1]]
+    right.plot(before, landed, "P", color=COLOURS["after"], markersize=9)
+    corner = (before[1], landed[0])
+    run, rise = before[1] - before[0], landed[1] - landed[0]
+    triangle = [before[0], corner[0], corner[0]], [landed[0], corner[1], landed[1]]
     right.plot(*triangle, color=COLOURS["truth"], linewidth=1.2)
     below = -15 if rise >= 0 else 5
-    _name(right, f"{run:g}", (starts.mean(), landed[0]), (0, below), COLOURS["truth"], ha="center")
+    _name(right, f"{run:g}", (before.mean(), landed[0]), (0, below), COLOURS["truth"], ha="center")
     _name(right, _signed(rise), (corner[0], landed.mean()), (6, -4), COLOURS["truth"])
     _name(right, "no step: θ′ = θ", (grid[60], grid[60]), (10, -10), COLOURS["before"])
     right.set(xlabel="start θ", ylabel="adapted θ′", title=f"θ′ against θ: slope 1 − αh = {_signed(slope)}")
@@ -147,12 +148,12 @@ def scalar_step(axes: Sequence[Axes], h: float, c: float, alpha: float, starts: 
 
 def landings(axes: Sequence[Axes], products: Sequence[float], c: float, starts: Sequence[float]) -> Sequence[Axes]:
     """For each value of αh: where one step on ½h(θ − c)² takes a row of starts, θ above and θ′ below."""
-    starts = np.asarray(starts, dtype=float)
+    before = np.asarray(starts, dtype=float)
     for ax, product in zip(axes, products):
-        landed = c + (1 - product) * (starts - c)
-        for start, end in zip(starts, landed):
+        landed = c + (1 - product) * (before - c)
+        for start, end in zip(before, landed):
             _arrow(ax, (start, 1), (end, 0), COLOURS["before"], width=1.2)
-        ax.plot(starts, np.ones_like(starts), "X", color=COLOURS["before"], markersize=8, clip_on=False)
+        ax.plot(before, np.ones_like(before), "X", color=COLOURS["before"], markersize=8, clip_on=False)
         ax.plot(landed, np.zeros_like(landed), "P", color=COLOURS["after"], markersize=8, clip_on=False)
         ax.axvline(c, color=COLOURS["support"], linestyle=":", linewidth=1.5, zorder=0)
         title = f"αh = {product:g}:  1 − αh = {1 - product:g}".replace("-", "−")
@@ -199,10 +200,10 @@ def square_on_contours(
     ax: Axes, hessian: Tensor, start: Tensor, alpha: float, side: float = 1.0, label: bool = True
 ) -> Axes:
     """Contours of ½θᵀHθ; a square around `start` and the parallelogram that one step makes of it."""
-    h, start = _numpy(hessian), _numpy(start)
+    h, centre = _numpy(hessian), _numpy(start)
     jacobian = np.eye(2) - alpha * h
     corners = side / 2 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
-    before, after = start + corners, (start + corners) @ jacobian.T
+    before, after = centre + corners, (centre + corners) @ jacobian.T
     reach = 1.12 * max(np.abs(before).max(), min(np.abs(after).max(), 2 * np.abs(before).max()))
     _contours(ax, h, reach, COLOURS["support"])
     eigenvalues, vectors = np.linalg.eigh(h)
@@ -219,12 +220,12 @@ def square_on_contours(
     ax.plot(*after.T, color=COLOURS["after"])
     for corner, landed in zip(before[:4], after[:4]):
         _arrow(ax, corner, landed, COLOURS["before"], width=1.0)
-    _arrow(ax, start, start @ jacobian.T, COLOURS["truth"], width=2.0)
-    ax.plot(*start, "X", color=COLOURS["before"], markersize=9)
-    ax.plot(*(start @ jacobian.T), "P", color=COLOURS["after"], markersize=9)
+    _arrow(ax, centre, centre @ jacobian.T, COLOURS["truth"], width=2.0)
+    ax.plot(*centre, "X", color=COLOURS["before"], markersize=9)
+    ax.plot(*(centre @ jacobian.T), "P", color=COLOURS["after"], markersize=9)
     if label:
-        _name(ax, "θ", start, (-6, 8), COLOURS["before"])
-        _name(ax, "θ′", start @ jacobian.T, (30, 6), COLOURS["after"])
+        _name(ax, "θ", centre, (-6, 8), COLOURS["before"])
+        _name(ax, "θ′", centre @ jacobian.T, (30, 6), COLOURS["after"])
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="θ₁", ylabel="θ₂")
     return ax
 
@@ -234,27 +235,27 @@ def pulled_back(axes: Sequence[Axes], hessian: Tensor, start: Tensor, target: Te
 
     v = ∇L_q(θ′). The support loss is ½θᵀHθ, the query loss ½|θ − target|².
     """
-    h, start, target = (_numpy(t) for t in (hessian, start, target))
+    h, theta, minimum = (_numpy(t) for t in (hessian, start, target))
     jacobian = np.eye(2) - alpha * h
-    adapted = jacobian @ start
-    v = adapted - target
+    adapted = jacobian @ theta
+    v = adapted - minimum
     pulled = jacobian.T @ v
     left, right = axes
-    points = np.stack([start, adapted, target, start - pulled, start - v])
+    points = np.stack([theta, adapted, minimum, theta - pulled, theta - v])
     middle, half = (points.max(0) + points.min(0)) / 2, 0.62 * np.ptp(points, axis=0).max()
     _contours(left, h, np.abs(middle).max() + half, COLOURS["support"])
-    left.plot(*np.stack([start, adapted], 1), color=COLOURS["before"], linestyle=":", linewidth=1.5)
+    left.plot(*np.stack([theta, adapted], 1), color=COLOURS["before"], linestyle=":", linewidth=1.5)
     _arrow(left, adapted, adapted - v, COLOURS["query"], width=2.5)
-    _arrow(left, start, start - v, COLOURS["fomaml"], width=2.5, style="--")
-    _arrow(left, start, start - pulled, COLOURS["maml"], width=2.5)
-    left.plot(*start, "X", color=COLOURS["before"], markersize=9)
+    _arrow(left, theta, theta - v, COLOURS["fomaml"], width=2.5, style="--")
+    _arrow(left, theta, theta - pulled, COLOURS["maml"], width=2.5)
+    left.plot(*theta, "X", color=COLOURS["before"], markersize=9)
     left.plot(*adapted, "P", color=COLOURS["after"], markersize=9)
-    left.plot(*target, "*", color=COLOURS["query"], markersize=15, markeredgecolor=COLOURS["truth"])
-    _name(left, "θ", start, (-14, 8), COLOURS["before"])
+    left.plot(*minimum, "*", color=COLOURS["query"], markersize=15, markeredgecolor=COLOURS["truth"])
+    _name(left, "θ", theta, (-14, 8), COLOURS["before"])
     _name(left, "θ′", adapted, (-4, 10), COLOURS["after"])
-    _name(left, "query\nminimum", target, (0, 14), COLOURS["truth"], ha="center")
-    _name(left, "−v", start - v, (2, -18), COLOURS["fomaml"], ha="center")
-    _name(left, "−(I − αH)v", start - pulled, (0, -20), COLOURS["maml"], ha="center")
+    _name(left, "query\nminimum", minimum, (0, 14), COLOURS["truth"], ha="center")
+    _name(left, "−v", theta - v, (2, -18), COLOURS["fomaml"], ha="center")
+    _name(left, "−(I − αH)v", theta - pulled, (0, -20), COLOURS["maml"], ha="center")
     left.set(aspect="equal", xlabel="θ₁", ylabel="θ₂")
     left.set(xlim=middle[0] + [-half, half], ylim=middle[1] + [-half, half])
 
@@ -296,9 +297,9 @@ def jacobian_map(ax: Axes, jacobian: Tensor, blocks: Mapping[str, int]) -> Axes:
     ax.set(xlabel="θⱼ: which entry of θ was moved", ylabel="θ′ᵢ: which entry of θ′ moves")
     if size <= 12:
         for i, j in np.ndindex(size, size):
-            dark = abs(values[i, j]) > 0.6 * largest
-            colour = "white" if dark else "black"
-            ax.text(j, i, _signed(values[i, j]), ha="center", va="center", fontsize=11, color=colour)
+            entry = float(values[i, j])
+            colour = "white" if abs(entry) > 0.6 * largest else "black"
+            ax.text(j, i, _signed(entry), ha="center", va="center", fontsize=11, color=colour)
     for spine in ax.spines.values():
         spine.set_visible(False)
     return ax
@@ -307,7 +308,7 @@ def jacobian_map(ax: Axes, jacobian: Tensor, blocks: Mapping[str, int]) -> Axes:
 # ---------------------------------------------------------------- pieces
 
 
-def _numpy(tensor) -> np.ndarray:
+def _numpy(tensor: Tensor) -> np.ndarray:
     return np.asarray(torch.as_tensor(tensor).detach().cpu(), dtype=np.float64)
 
 
@@ -316,13 +317,13 @@ def _signed(value: float) -> str:
     return f"{round(float(value), 2) + 0.0:.2f}".replace("-", "−")
 
 
-def _arrow(ax, start, end, colour, width, style="-"):
+def _arrow(ax: Axes, start: Point, end: Point, colour: str, width: float, style: str = "-") -> None:
     if np.hypot(*np.subtract(end, start)) < 1e-9:
         return
     ax.annotate(
         "",
-        end,
-        start,
+        tuple(end),
+        tuple(start),
         arrowprops={
             "arrowstyle": "-|>",
             "color": colour,
@@ -335,13 +336,13 @@ def _arrow(ax, start, end, colour, width, style="-"):
     )
 
 
-def _name(ax, text, spot, offset, colour, ha="left"):
+def _name(ax: Axes, text: str, spot: Point, offset: tuple[float, float], colour: str, ha: str = "left") -> None:
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
-    place = {"xytext": offset, "textcoords": "offset points", "ha": ha}
+    place: Look = {"xytext": offset, "textcoords": "offset points", "ha": ha}
     ax.annotate(text, tuple(spot), color=colour, fontsize=13, bbox=box, **place)
 
 
-def _contours(ax, hessian, reach, colour):
+def _contours(ax: Axes, hessian: np.ndarray, reach: float, colour: str) -> None:
     axis = np.linspace(-reach, reach, 121)
     grid = np.stack(np.meshgrid(axis, axis), -1)
     height = 0.5 * np.einsum("...i,ij,...j", grid, hessian, grid)

@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from maml_edu.figures.style import COLOURS
+from maml_edu.figures.style import COLOURS, Look
 
 __all__ = ["block_diagonal_hessian", "cost_against_parameters", "difference_error", "memory_against_steps", "recursion"]
 
 # One look for each of the quantities that 03 compares; dash and marker carry it in greyscale.
-_ROUTES = {
+_ROUTES: dict[str, Look] = {
     "gradient": dict(color=COLOURS["before"], linestyle="--", marker="X"),
     "Hessian-vector product": dict(color=COLOURS["maml"], linestyle="-", marker="o"),
     "dense Hessian": dict(color=COLOURS["fomaml"], linestyle="-.", marker="s"),
@@ -41,7 +41,7 @@ def block_diagonal_hessian(ax: Axes, hessian: Tensor, tasks: int) -> Axes:
 
 def difference_error(ax: Axes, epsilon: Sequence[float], errors: dict[str, Sequence[float]]) -> Axes:
     """Relative error of central differences against ε, one curve per label, log-log."""
-    looks = [
+    looks: list[Look] = [
         dict(color=COLOURS["maml"], linestyle="-", marker="o"),
         dict(color=COLOURS["fomaml"], linestyle="--", marker="s"),
         dict(color=COLOURS["reptile"], linestyle="-.", marker="^"),
@@ -80,9 +80,9 @@ def memory_against_steps(ax: Axes, steps: Sequence[int], mebibytes: dict[str, Se
     return ax
 
 
-def _label_end(ax, label, x, y):
+def _label_end(ax: Axes, label: str, x: float, y: float) -> None:
     """The name of a curve at its right end, in its colour."""
-    at = dict(xytext=(8, 0), textcoords="offset points", va="center")
+    at: Look = dict(xytext=(8, 0), textcoords="offset points", va="center")
     ax.annotate(label, (x, y), color=_ROUTES[label]["color"], **at)
 
 
@@ -116,9 +116,9 @@ def recursion(ax: Axes, steps: int) -> Axes:
     return ax
 
 
-def _box(key: str) -> dict:
+def _box(key: str) -> Look:
     return dict(boxstyle="round,pad=0.3", facecolor="white", edgecolor=COLOURS[key], linewidth=2)
 
 
-def _arrow(key: str) -> dict:
+def _arrow(key: str) -> Look:
     return dict(arrowstyle="->", color=COLOURS[key], linewidth=2)

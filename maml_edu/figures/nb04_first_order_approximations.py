@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from maml_edu.figures.style import COLOURS, STYLES, line
+from maml_edu.evaluation import StepScore
+from maml_edu.figures.style import COLOURS, STYLES, Look, line, where_none_diverged
 
 __all__ = [
     "angle_against_alpha",
@@ -26,14 +27,14 @@ __all__ = [
 NAMES = {"maml": "MAML", "fomaml": "FOMAML", "reptile": "Reptile", "joint": "joint training"}
 
 # One dash, marker and grey for each number of inner steps, in the order given.
-_BY_STEPS = [
+_BY_STEPS: list[Look] = [
     dict(color="#000000", linestyle="-", marker="o"),
     dict(color="#555555", linestyle="--", marker="s"),
     dict(color="#888888", linestyle="-.", marker="^"),
     dict(color="#AAAAAA", linestyle=":", marker="D"),
 ]
 
-_ON_WHITE = dict(boxstyle="round,pad=0.1", facecolor="white", edgecolor="none", alpha=0.8)  # a label over lines
+_ON_WHITE: Look = dict(boxstyle="round,pad=0.1", facecolor="white", edgecolor="none", alpha=0.8)  # a label over lines
 
 
 def three_directions(
@@ -47,9 +48,9 @@ def three_directions(
 
     Arrows have one common length: only their direction counts.
     """
-    path = path.numpy()
+    points = path.numpy()
     steps = {m: -1.1 * g.numpy() / max(float(g.norm()), 1e-12) for m, g in gradients.items()}
-    corners = np.vstack([path, *centres.values(), *(path[0] + step for step in steps.values())])
+    corners = np.vstack([points, *centres.values(), *(points[0] + step for step in steps.values())])
     low, high = corners.min(0) - 0.5, corners.max(0) + np.array([1.5, 0.4])
     x, y = np.meshgrid(np.linspace(low[0], high[0], 200), np.linspace(low[1], high[1], 200))
     for side, centre in centres.items():
@@ -59,7 +60,7 @@ def three_directions(
         ax.plot(*centre, color=COLOURS[side], marker="+", markersize=11, markeredgewidth=2.5)
         ax.annotate(
             f"{side} minimum",
-            centre,
+            (centre[0], centre[1]),
             xytext=(0, -8),
             textcoords="offset points",
             ha="center",
@@ -67,16 +68,20 @@ def three_directions(
             fontsize=11,
             bbox=_ON_WHITE,
         )
-    ax.plot(*path.T, color=COLOURS["after"], marker=".", linewidth=1.5)
-    ax.annotate("φ", path[-1], xytext=(-4, -16), textcoords="offset points", color=COLOURS["after"], fontsize=14)
-    ax.annotate("θ", path[0], xytext=(-18, -4), textcoords="offset points", fontsize=14)
+    ax.plot(*points.T, color=COLOURS["after"], marker=".", linewidth=1.5)
+    ax.annotate(
+        "φ", tuple(points[-1]), xytext=(-4, -16), textcoords="offset points", color=COLOURS["after"], fontsize=14
+    )
+    ax.annotate("θ", tuple(points[0]), xytext=(-18, -4), textcoords="offset points", fontsize=14)
     for method, step in steps.items():
-        tip = path[0] + step
+        tip = points[0] + step
         arrow = dict(arrowstyle="-|>", color=COLOURS[method], linewidth=2.5, linestyle=line(method)["linestyle"])
-        ax.annotate("", tip, path[0], arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 18})
+        ax.annotate(
+            "", tuple(tip), tuple(points[0]), arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 18}
+        )
         ax.annotate(
             NAMES[method],
-            tip + 0.07 * step,
+            tuple(tip + 0.07 * step),
             color=COLOURS[method],
             va="center",
             ha="left" if step[0] > 0.3 else "center",
@@ -106,20 +111,24 @@ def two_directions(
 
     One frame of a slider over α: what is shown of the plane depends on θ and the centre only. Arrows have one length.
     """
-    path, start = path.numpy(), path[0].numpy()
+    points, start = path.numpy(), path[0].numpy()
     reach = 1.3 * np.abs(start - np.asarray(centre)).max()
     x, y = np.meshgrid(*(np.linspace(-reach, reach, 60) + middle for middle in centre))
     value = 0.5 * (curvature[0] * (x - centre[0]) ** 2 + curvature[1] * (y - centre[1]) ** 2)
     ax.contour(x, y, value, levels=[0.1, 0.5, 1.2, 2.2], colors=COLOURS["support"], linewidths=0.9)
-    ax.plot(*path.T, color=COLOURS["after"], marker=".", linewidth=1.3)
+    ax.plot(*points.T, color=COLOURS["after"], marker=".", linewidth=1.3)
     for method in ("fomaml", "maml"):
         step = -0.5 * reach * gradients[method].numpy() / max(float(gradients[method].norm()), 1e-12)
         arrow = dict(arrowstyle="-|>", color=COLOURS[method], linewidth=2.5, linestyle=line(method)["linestyle"])
-        ax.annotate("", start + step, start, arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 16})
+        ax.annotate(
+            "", tuple(start + step), tuple(start), arrowprops=arrow | {"shrinkA": 0, "shrinkB": 0, "mutation_scale": 16}
+        )
         ax.plot([], [], **line(method), label=NAMES[method])
-    ax.annotate("θ", start, xytext=(-14, -4), textcoords="offset points", fontsize=13)
-    if len(path) > 1 and np.abs(path[-1] - start).max() > 0.05 * reach:
-        ax.annotate("φ", path[-1], xytext=(5, -3), textcoords="offset points", fontsize=13, color=COLOURS["after"])
+    ax.annotate("θ", tuple(start), xytext=(-14, -4), textcoords="offset points", fontsize=13)
+    if len(points) > 1 and np.abs(points[-1] - start).max() > 0.05 * reach:
+        ax.annotate(
+            "φ", tuple(points[-1]), xytext=(5, -3), textcoords="offset points", fontsize=13, color=COLOURS["after"]
+        )
     ax.set(
         xlim=(centre[0] - reach, centre[0] + 0.25 * reach),
         ylim=(centre[1] - 0.4 * reach, centre[1] + reach),
@@ -233,7 +242,7 @@ def taylor_coefficients(
     products: names in mathtext without the dollars, such as "H_s g_q".
     """
     # where markers coincide, all can be seen
-    looks = {method: {"markersize": size} for method, size in zip(measured, (8, 13, 5))}
+    looks: dict[str, Look] = {method: {"markersize": size} for method, size in zip(measured, (8, 13, 5))}
     hollow = {"markerfacecolor": "none", "markeredgewidth": 2}
     looks = {method: look | (hollow if method == "fomaml" else {}) for method, look in looks.items()}
     for i, (ax, product) in enumerate(zip(axes, products)):
@@ -301,14 +310,13 @@ def during_training(
     return ax
 
 
-def scores_with_intervals(ax: Axes, scores: Mapping[str, Sequence]) -> Axes:
+def scores_with_intervals(ax: Axes, scores: Mapping[str, Sequence[StepScore]]) -> Axes:
     """Query loss over inner steps for each method, with 95 % intervals over tasks; scores as `evaluate` returns them.
 
     Steps at which a task diverged have no mean and are left out.
     """
     for method, of_steps in scores.items():
-        kept = [s for s in of_steps if s.mean is not None]
-        x, mean, half = [s.step for s in kept], [s.mean for s in kept], [s.half_width for s in kept]
+        x, mean, half = where_none_diverged(of_steps)
         ax.errorbar(x, mean, yerr=half, capsize=3, label=NAMES[method], **STYLES[method] | {"markersize": 5})
     ax.set(xlabel="inner steps at test time", ylabel="mean squared error", ylim=(0, None))
     ax.legend(loc="best")

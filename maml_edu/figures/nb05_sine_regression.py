@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from maml_edu.evaluation import StepScore
-from maml_edu.figures.style import COLOURS, STYLES, line, points
+from maml_edu.figures.style import COLOURS, STYLES, line, points, where_none_diverged
 
 __all__ = [
     "adaptation",
@@ -59,9 +59,8 @@ def mse_per_step(ax: Axes, scores: dict[str, list[StepScore]], published: dict[i
     """
     for method, per_step in scores.items():
         look = {**STYLES[method], "markersize": 5}
-        sound = [s for s in per_step if s.mean is not None]
-        mean, half = [s.mean for s in sound], [s.half_width for s in sound]
-        ax.errorbar([s.step for s in sound], mean, yerr=half, capsize=3, label=LABELS[method], **look)
+        sound, mean, half = where_none_diverged(per_step)
+        ax.errorbar(sound, mean, yerr=half, capsize=3, label=LABELS[method], **look)
         rest = [s for s in per_step if s.mean is None]
         hollow = {**look, "linestyle": "none", "markerfacecolor": "white"}
         ax.plot([s.step for s in rest], [s.median for s in rest], **hollow)
@@ -90,7 +89,8 @@ def adaptation(
     ax.plot(*support, label="support", **points("support"))
     ax.set_title(title)
     ax.set_xlabel("x")
-    if ax.get_subplotspec().is_first_col():
+    spec = ax.get_subplotspec()
+    if spec is not None and spec.is_first_col():
         ax.set_ylabel("y")
     return ax
 

@@ -15,8 +15,8 @@ from maml_edu.figures.style import COLOURS, STYLES, line
 from maml_edu.tasks import TaskBatch
 
 __all__ = [
-    "accuracy_by_step",
     "accuracy_by_statistics",
+    "accuracy_by_step",
     "dealt_episode",
     "leaking_scores",
     "loop_against_task_axis",
@@ -169,7 +169,7 @@ def leaking_scores(
     return ax
 
 
-def _framed(ax, column, row, picture: Tensor, side):
+def _framed(ax: Axes, column: float, row: float, picture: Tensor, side: str) -> None:
     """A drawing [28, 28], ink = 1, in the unit square whose upper left corner is (column, row)."""
     left, upper, width = column + _GAP / 2, row + _GAP / 2, 1 - _GAP
     pixels = np.asarray(picture.cpu(), dtype=float)
@@ -194,6 +194,6 @@ def _framed(ax, column, row, picture: Tensor, side):
     )
 
 
-def _which_data(source):
+def _which_data(source: str) -> str:
     """Nobody shall take synthetic characters for Omniglot."""
     return "" if source == "omniglot" else f" ({source}, not Omniglot)"

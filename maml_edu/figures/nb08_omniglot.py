@@ -1,4 +1,4 @@
-"""Figures of notebook 08 that show data and the notebook's own runs; those of stored results: omniglot_results.py."""
+"""Figures of notebook 08: data and its own runs. Those of stored results are in nb08_omniglot_results.py."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 
 from maml_edu.data.character_set import Characters
 from maml_edu.evaluation import StepScore
-from maml_edu.figures.style import COLOURS, STYLES, line
+from maml_edu.figures.style import COLOURS, STYLES, Look, line, where_none_diverged
 from maml_edu.tasks import TaskBatch
 from maml_edu.training import cosine, step_weights
 
 __all__ = [
     "confident_mistakes",
     "gradient_lengths",
-    "learned_rates",
     "omniglot_accuracy",
     "omniglot_characters",
     "omniglot_curves",
     "omniglot_episode",
     "outer_switches",
     "selection_gap",
+    "step_sizes_by_tensor",
 ]
 
 _GAP = 0.12  # between pictures, in picture widths
@@ -91,7 +91,7 @@ def confident_mistakes(
     return _say_source(ax, source)
 
 
-def _picture(ax, column, row, image, frame=None, wrong=False):
+def _picture(ax: Axes, column: float, row: float, image: Tensor, frame: str | None = None, wrong: bool = False) -> None:
     """A drawing [28, 28], ink = 255 or 1, in the unit square whose upper left corner is (column, row)."""
     pixels = np.asarray(image.cpu(), dtype=float)
     box = (column + _GAP / 2, column + 1 - _GAP / 2, row + 1 - _GAP / 2, row + _GAP / 2)
@@ -108,7 +108,7 @@ def _picture(ax, column, row, image, frame=None, wrong=False):
     ax.add_patch(edge)
 
 
-def _answer(ax, column, row, predicted, wrong, ways):
+def _answer(ax: Axes, column: float, row: float, predicted: int, wrong: bool, ways: int) -> None:
     """What the network answered, under the picture; a cross beside a wrong answer."""
     answer = f"→ {predicted}" if ways <= 8 else str(predicted)
     ax.text(
@@ -123,14 +123,14 @@ def _answer(ax, column, row, predicted, wrong, ways):
     )
 
 
-def _canvas(ax, x, y):
+def _canvas(ax: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
     ax.set_xlim(*x)
     ax.set_ylim(y[1], y[0])  # rows run downwards
     ax.set_aspect("equal")
     ax.axis("off")
 
 
-def _short_name(characters, index):
+def _short_name(characters: Characters, index: int) -> str:
     alphabet = characters.alphabets[index]
     if not alphabet:
         return characters.names[index]
@@ -138,7 +138,7 @@ def _short_name(characters, index):
     return alphabet if len(alphabet) <= 22 else alphabet[:21] + "…"
 
 
-def _say_source(ax, source):
+def _say_source(ax: Axes, source: str) -> Axes:
     """Whatever is not Omniglot says so in its title."""
     if source != "omniglot":
         ax.set_title(f"synthetic {source}, not Omniglot")
@@ -158,9 +158,9 @@ def omniglot_curves(
     looks = [line("maml"), dict(color=COLOURS["truth"], linestyle="-.")]
     for (label, (iterations, losses)), look in zip(runs.items(), looks):
         look = line(label) if label in COLOURS else look
-        losses = np.asarray(losses, dtype=float)
-        ax.plot(iterations, losses, color=look["color"], alpha=0.25, linewidth=1)
-        where, smooth = _smoothed(np.asarray(iterations, dtype=float), losses)
+        raw = np.asarray(losses, dtype=float)
+        ax.plot(iterations, raw, color=look["color"], alpha=0.25, linewidth=1)
+        where, smooth = _smoothed(np.asarray(iterations, dtype=float), raw)
         ax.plot(where, smooth, **look, label=label)
     chance = math.log(ways)
     ax.axhline(chance, color=COLOURS["before"], linestyle=":", linewidth=1.5)
@@ -181,9 +181,9 @@ def omniglot_curves(
     return _say_source(ax, source)
 
 
-def _smoothed(x, y, windows=40):
-    """Means over windows that grow with x, as suits a log axis."""
-    edges = np.unique(np.geomspace(1, len(y) + 1, windows).astype(int)) - 1
+def _smoothed(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
+    """Means over forty windows that grow with x, as suits a log axis."""
+    edges = np.unique(np.geomspace(1, len(y) + 1, 40).astype(int)) - 1
     spans = [slice(a, b) for a, b in zip(edges[:-1], edges[1:])]
     return [x[s].mean() for s in spans], [y[s].mean() for s in spans]
 
@@ -192,14 +192,14 @@ def omniglot_accuracy(
     ax: Axes, scores: Sequence[StepScore], headline: int, ways: int, method: str = "maml", source: str = "omniglot"
 ) -> Axes:
     """Accuracy in % with 95 % intervals after 0, 1, … inner steps; a ring around the step that was fixed in advance."""
-    known = [s for s in scores if s.mean is not None]
-    steps, means = [s.step for s in known], [100 * s.mean for s in known]
+    steps, means, half_widths = where_none_diverged(scores)
+    means, half_widths = [100 * mean for mean in means], [100 * half for half in half_widths]
     style = STYLES[method]
-    ax.errorbar(steps, means, yerr=[100 * s.half_width for s in known], capsize=4, **style)
-    for s, mean in zip(known, means):
-        if s.step == headline:
+    ax.errorbar(steps, means, yerr=half_widths, capsize=4, **style)
+    for step, mean, half in zip(steps, means, half_widths):
+        if step == headline:
             ax.plot(
-                s.step,
+                step,
                 mean,
                 marker="o",
                 markersize=17,
@@ -208,8 +208,8 @@ def omniglot_accuracy(
                 markeredgewidth=1.8,
             )
             ax.annotate(
-                f"fixed in advance:\n{mean:.1f} ± {100 * s.half_width:.1f} %",
-                (s.step, mean),
+                f"fixed in advance:\n{mean:.1f} ± {half:.1f} %",
+                (step, mean),
                 xytext=(0, -22),
                 textcoords="offset points",
                 ha="center",
@@ -230,8 +230,8 @@ def outer_switches(axes: Sequence[Axes], iterations: int, steps: int, multi_step
     at = np.linspace(0, iterations - 1, min(iterations, 200)).astype(int)
     axes[0].plot(at, [cosine(int(i), iterations) for i in at], **line("maml"))
     axes[0].set_ylabel("learning rate, as a share of lr")
-    weights = [step_weights(multi_step, steps, int(i)) for i in at]
-    weights = np.array([[0.0] * (steps - 1) + [1.0] if w is None else w.tolist() for w in weights])
+    scheduled = [step_weights(multi_step, steps, int(i)) for i in at]
+    weights = np.array([[0.0] * (steps - 1) + [1.0] if w is None else w.tolist() for w in scheduled])
     earlier = {2: "$w_1$", 3: "$w_1$ and $w_2$"}.get(steps, f"each of $w_1$ … $w_{{{steps - 1}}}$")
     for column, key, name, above in ((-1, "maml", f"$w_{{{steps}}}$", True), (0, "before", earlier, False)):
         axes[1].plot(at, weights[:, column], **line(key))
@@ -257,21 +257,23 @@ def gradient_lengths(ax: Axes, lengths: Sequence[float], source: str = "omniglot
     return _say_source(ax, source)
 
 
-def learned_rates(ax: Axes, alpha: Sequence[Mapping[str, Tensor]], start: float, source: str = "omniglot") -> Axes:
+def step_sizes_by_tensor(
+    ax: Axes, alpha: Sequence[Mapping[str, Tensor]], start: float, source: str = "omniglot"
+) -> Axes:
     """Learned step sizes: one row per parameter tensor, one mark per inner step, a dashed line where they began."""
     names = list(alpha[0])
-    marks = [
+    marks: list[Look] = [
         dict(marker="o", markerfacecolor=COLOURS["maml"], color=COLOURS["maml"]),
         dict(marker="s", markerfacecolor="white", color=COLOURS["fomaml"]),
         dict(marker="^", markerfacecolor="white", color=COLOURS["reptile"]),
         dict(marker="D", markerfacecolor="white", color=COLOURS["joint"]),
         dict(marker="v", markerfacecolor=COLOURS["oracle"], color=COLOURS["oracle"]),
     ]
-    for j, rates in enumerate(alpha):
+    for j, sizes in enumerate(alpha):
         look = {**marks[j % len(marks)], "markeredgewidth": 2, "linestyle": "none"}
         apart = min(0.28, 0.8 / len(alpha))  # side by side, so that none hides another
         rows = [i + apart * (j - (len(alpha) - 1) / 2) for i in range(len(names))]
-        ax.plot([float(rates[name].mean()) for name in names], rows, label=f"inner step {j + 1}", **look)
+        ax.plot([float(sizes[name].mean()) for name in names], rows, label=f"inner step {j + 1}", **look)
     ax.axvline(start, color=COLOURS["before"], linestyle="--", linewidth=1.5)
     ax.text(start, -0.75, f" start: {start:g}", fontsize=11, va="center")
     ax.axvline(0, color=COLOURS["truth"], linewidth=0.8)

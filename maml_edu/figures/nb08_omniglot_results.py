@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
-from maml_edu.experiments.results import PUBLISHED_OMNIGLOT, headline, omniglot_runs, over_seeds
+from maml_edu.experiments.published import PUBLISHED_OMNIGLOT
+from maml_edu.experiments.results import headline, omniglot_runs, over_seeds
 from maml_edu.figures.style import COLOURS, STYLES
 
 __all__ = ["omniglot_runs_table", "omniglot_table", "step_size_study"]
+
+Cell = tuple[float, float | None] | None  # of a table: accuracy in %, half-width of its interval
 
 SETTINGS = ((5, 1), (5, 5), (20, 1), (20, 5))  # the columns (ways, shots) of PUBLISHED_OMNIGLOT
 
@@ -22,8 +25,8 @@ def omniglot_table(results: Mapping[str, dict]) -> str:
     ]
     ours: dict[str, dict[tuple[int, int], str]] = {}
     for (method, learned, device, ways, shots), runs in omniglot_runs(results).items():
-        found = over_seeds(list(runs.values()))
-        text = "diverged" if found is None else _percent(tuple(100 * x for x in found), bold=True)
+        score = over_seeds(list(runs.values()))
+        text = "diverged" if score is None else _percent((100 * score[0], 100 * score[1]), bold=True)
         several = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
         ours.setdefault(_label(method, learned, device), {})[ways, shots] = text + several
     if not any(name.endswith("GPU") for name in ours):
@@ -49,32 +52,32 @@ def omniglot_runs_table(results: Mapping[str, dict]) -> str:
         score = headline(r)
         diverged = score["mean"] is None
         accuracy = "diverged" if diverged else _percent((100 * score["mean"], 100 * score["half_width"]))
-        rate = "learned per tensor and step" if p.get("alpha_learned") else f"α = {p['alpha']}"
+        step_size = "learned per tensor and step" if p.get("alpha_learned") else f"α = {p['alpha']}"
         rows.append(
             (
                 f"`{name}`",
                 f"{accuracy} ({p['tasks']} tasks, {p['statistics']})",
                 f"{p['split']}, {p['filters']} filters",
                 f"{p['iterations']:,} × {p['meta_batch']} tasks, {p['outer']}",
-                f"{p['inner_steps_train']} → {p['inner_steps']}, {rate}",
+                f"{p['inner_steps_train']} → {p['inner_steps']}, {step_size}",
                 f"{where['hardware']}, {where['seconds'] / 60:.0f} min",
             )
         )
     return _markdown(rows)
 
 
-def _label(method, learned, device):
+def _label(method: str, learned: bool, device: str) -> str:
     name = {"maml": "MAML", "fomaml": "FOMAML", "reptile": "Reptile"}.get(method, method)
     return name + (", learned α" if learned else "") + (", CPU" if device == "cpu" else ", GPU")
 
 
-def _digits(cells):
+def _digits(cells: Sequence[Cell]) -> int:
     """Decimals enough for every number of a published row."""
     numbers = [number for cell in cells if cell for number in cell if number is not None]
     return 1 if all(round(number, 1) == number for number in numbers) else 2
 
 
-def _percent(cell, digits=1, bold=False):
+def _percent(cell: Cell, digits: int = 1, bold: bool = False) -> str:
     if cell is None:
         return "–"
     mean, half = cell
@@ -82,7 +85,7 @@ def _percent(cell, digits=1, bold=False):
     return f"**{text}**" if bold else text
 
 
-def _markdown(rows):
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 

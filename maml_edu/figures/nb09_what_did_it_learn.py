@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from maml_edu.figures.style import COLOURS, line
+from maml_edu.figures.style import COLOURS, Look, line
 
 __all__ = [
     "accuracy_when_frozen",
@@ -23,14 +23,14 @@ __all__ = [
 Interval = tuple[float, float]  # mean, half-width
 
 # Starts: MAML and joint pre-training as in the whole series; what has no colour there is grey or black.
-_STARTS = {
+_STARTS: dict[str, Look] = {
     "random": dict(color=COLOURS["before"], linestyle="--", marker="X", label="random"),
     "joint": dict(**line("joint") | {"marker": "D"}, label="joint pre-training"),
     "maml": dict(**line("maml") | {"marker": "o"}, label="MAML, α = 0.001"),
     "maml 0.01": dict(**line("maml") | {"marker": "s", "linestyle": "-."}, label="MAML, α = 0.01"),
     "averaged": dict(color="#000000", linestyle="-.", marker="v", label="mean of 60 networks"),
 }
-_NETWORKS = [
+_NETWORKS: list[Look] = [
     dict(color=COLOURS["maml"], linestyle="-", marker="o"),
     dict(color=COLOURS["maml"], linestyle="--", marker="o", markerfacecolor="white"),
     dict(color="#000000", linestyle=":", marker="s"),
@@ -83,10 +83,10 @@ def movement_by_layer(
             where = np.arange(len(layers)) + shift
             ax.errorbar(where[seen], mean[seen], half[seen], **{**look, "linestyle": "none"}, capsize=3, label=name)
         ax.set_xticks(range(len(layers)), layers, rotation=30)
-    for shift, values in zip((-0.2, 0.0, 0.2), baseline.values()):
+    for shift, of_layer in zip((-0.2, 0.0, 0.2), baseline.values()):
         where = np.arange(len(layers)) + shift
-        label = "other networks" if shift == 0.2 else None
-        axes[1].hlines(values, where - 0.09, where + 0.09, color="#666666", linewidth=2, label=label)
+        label = "other networks" if shift == 0.2 else ""
+        axes[1].hlines(of_layer, where - 0.09, where + 0.09, color="#666666", linewidth=2, label=label)
     axes[0].set(yscale="log", ylabel="|φ − θ| / |θ| of the weights", title="how far it moves" + _of_data(source))
     axes[1].set(ylim=(0, 1.05), ylabel="linear CKA, θ against φ", title="what it computes")
     axes[1].legend(loc="lower left", fontsize=11)
@@ -95,7 +95,7 @@ def movement_by_layer(
 
 def accuracy_when_frozen(ax: Axes, score: Mapping[str, Mapping[str, Interval]], source: str) -> Axes:
     """Accuracy in percent for each network (rows) and each way to use it (marks), with 95 % intervals over tasks."""
-    looks = {
+    looks: dict[str, Look] = {
         "as trained": dict(color=COLOURS["after"], marker="P"),
         "head only": dict(color=COLOURS["fomaml"], marker="s"),
         "body only": dict(color=COLOURS["maml"], marker="o"),
@@ -171,7 +171,7 @@ def errors_over_steps(
             ax.plot(where, mean, **look)
             ax.fill_between(where, np.maximum(mean - half, 1e-3), mean + half, color=look["color"], alpha=0.15)
         ax.set(yscale="log", xlabel="inner steps", title=f"{shots} shots")
-        ax.set_xticks(where, marks)
+        ax.set_xticks(where, [str(mark) for mark in marks])
     means = [mean for of_starts in errors.values() for values in of_starts.values() for mean, _ in values]
     means = [mean for mean in means if np.isfinite(mean) and 0 < mean < 1e3]
     for ax in axes:

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
-from maml_edu.figures.style import COLOURS, STYLES, line
+from maml_edu.figures.style import COLOURS, STYLES, Look, line
 
 __all__ = [
     "adam_slope",
+    "backward_norms",
     "curvature_on_the_path",
     "curves_while_training",
-    "norms_on_the_way_back",
     "one_inner_step",
-    "rates_learned",
-    "rates_per_step_learned",
     "scores_side_by_side",
+    "step_sizes_by_inner_step",
+    "step_sizes_by_parameter",
 ]
 
 # Plain MAML and FOMAML keep their colours; everything else is told apart by grey, dash and marker.
-_OTHERS = [
+_OTHERS: list[Look] = [
     dict(color="#000000", linestyle="-.", marker="^"),
     dict(color="#777777", linestyle="-", marker="D"),
     dict(color="#000000", linestyle=":", marker="s"),
     dict(color="#999999", linestyle="--", marker="v"),
     dict(color="#444444", linestyle=(0, (5, 1, 1, 1, 1, 1)), marker="P"),
 ]
-_ON_WHITE = dict(boxstyle="round,pad=0.1", facecolor="white", edgecolor="none", alpha=0.85)
+_ON_WHITE: Look = dict(boxstyle="round,pad=0.1", facecolor="white", edgecolor="none", alpha=0.85)
 
 
-def _looks(labels):
+def _looks(labels: Iterable[str]) -> dict[str, Look]:
     """A look for each label: plain MAML ("MAML, …") and FOMAML by meaning, the others in order."""
     others = iter(_OTHERS * 4)
     known = {"MAML": STYLES["maml"], "FOMAML": STYLES["fomaml"]}
     return {label: known.get(label.split(",")[0]) or next(others) for label in labels}
 
 
-def _plain_powers(ax):
+def _plain_powers(ax: Axes) -> None:
     """A logarithmic axis with few labels, written as plain numbers."""
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if _decades(ax) < 2.5 else (1,)))
@@ -48,7 +48,7 @@ def _plain_powers(ax):
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _decades(ax):
+def _decades(ax: Axes) -> float:
     low, high = ax.get_ylim()
     return np.log10(high / low) if low > 0 else np.inf
 
@@ -83,16 +83,16 @@ def one_inner_step(axes: Sequence[Axes]) -> Sequence[Axes]:
     return axes
 
 
-def _arrow(ax, start, end, colour="#666666"):
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = "#666666") -> None:
     arrow = dict(arrowstyle="-|>", color=colour, linewidth=1.8, shrinkA=13, shrinkB=13)
     ax.annotate("", end, start, arrowprops=arrow)
 
 
-def rates_learned(ax: Axes, rates: Mapping[str, Tensor], start: float) -> Axes:
-    """One row per parameter tensor, one tick per single learned rate; a line at the rate they all started from."""
-    names = list(rates)
+def step_sizes_by_parameter(ax: Axes, alpha: Mapping[str, Tensor], start: float) -> Axes:
+    """One row per parameter tensor, one tick per single learned step size; a line where they all started."""
+    names = list(alpha)
     for row, name in enumerate(names):
-        values = rates[name].detach().flatten().numpy()
+        values = alpha[name].detach().flatten().numpy()
         offset = np.linspace(-0.28, 0.28, len(values)) if len(values) > 1 else np.zeros(1)
         below = values < 0
         for chosen, key in ((~below, "maml"), (below, "fomaml")):
@@ -106,12 +106,12 @@ def rates_learned(ax: Axes, rates: Mapping[str, Tensor], start: float) -> Axes:
     return ax
 
 
-def rates_per_step_learned(ax: Axes, rates: Sequence[Mapping[str, float]], start: float) -> Axes:
-    """The learned rate of every tensor over the inner steps 1 … K."""
-    steps = range(1, len(rates) + 1)
+def step_sizes_by_inner_step(ax: Axes, alpha: Sequence[Mapping[str, float]], start: float) -> Axes:
+    """The learned step size of every tensor over the inner steps 1 … K."""
+    steps = range(1, len(alpha) + 1)
     looks = [STYLES["maml"], STYLES["fomaml"], *_OTHERS]
-    for name, look in zip(rates[0], looks * 2):
-        ax.plot(steps, [at[name] for at in rates], **look, markersize=5, label=name)
+    for name, look in zip(alpha[0], looks * 2):
+        ax.plot(steps, [at[name] for at in alpha], **look, markersize=5, label=name)
     ax.axhline(start, **line("truth"), linewidth=1)
     ax.axhline(0, color="#AAAAAA", linewidth=1, linestyle=":")
     ax.set_xticks(list(steps))
@@ -168,7 +168,7 @@ def adam_slope(ax: Axes, g: Tensor, slopes: Mapping[float, Tensor]) -> Axes:
     return ax
 
 
-def norms_on_the_way_back(ax: Axes, norms: Mapping[str, Tensor]) -> Axes:
+def backward_norms(ax: Axes, norms: Mapping[str, Tensor]) -> Axes:
     """‖v_j‖/‖v_K‖, median over tasks, against j = K … 0 from left to right; one curve per label, [K + 1] each."""
     for (label, values), look in zip(norms.items(), _OTHERS * 2):
         steps = np.arange(len(values))[::-1]
@@ -186,7 +186,7 @@ def curvature_on_the_path(ax: Axes, at: Sequence[int], curvature: Mapping[str, T
     for (label, values), look in zip(curvature.items(), _OTHERS * 2):
         ax.plot(at, values, **look, markersize=5, label=label)
     ax.axhline(2, **line("fomaml"), linewidth=1.5)
-    edge = dict(xytext=(0, 3), textcoords="offset points", ha="right", va="bottom")
+    edge: Look = dict(xytext=(0, 3), textcoords="offset points", ha="right", va="bottom")
     ax.annotate("edge", (at[-1], 2), color=COLOURS["fomaml"], **edge)
     ax.set_xscale("symlog", linthresh=1, linscale=0.4)
     ax.set_xlim(-0.2, 1.2 * at[-1])

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from maml_edu.figures.style import COLOURS, STYLES
+from maml_edu.evaluation import StepScore
+from maml_edu.figures.style import COLOURS, STYLES, Look, figure_of, where_none_diverged
 
 __all__ = [
     "error_against_delta",
@@ -19,13 +20,20 @@ __all__ = [
     "unrolled_against_implicit",
 ]
 
-_IMPLICIT = {"color": "#332288", "linestyle": (0, (3, 1, 1, 1)), "marker": "*"}  # indigo: iMAML, in this module only
+_IMPLICIT: Look = {
+    "color": "#332288",
+    "linestyle": (0, (3, 1, 1, 1)),
+    "marker": "*",
+}  # indigo: iMAML, in this module only
 _NAMES = {"maml": "MAML", "proximal": "unrolled proximal", "implicit": "iMAML"}
-_LOOKS = {"maml": STYLES["maml"], "proximal": {**STYLES["maml"], "color": "#000000", "linestyle": "--", "marker": "s"}}
+_LOOKS: dict[str, Look] = {
+    "maml": STYLES["maml"],
+    "proximal": {**STYLES["maml"], "color": "#000000", "linestyle": "--", "marker": "s"},
+}
 _LOOKS["implicit"] = _IMPLICIT
 
-# One dash, marker and colour for each curve of a family, in the order given; none of them means a method.
-_FAMILY = [
+# One dash, marker and colour for each curve of a picture, in the order given; none of them means a method.
+_CURVES: list[Look] = [
     dict(color="#000000", linestyle="-", marker="o"),
     dict(color="#882255", linestyle="--", marker="s"),
     dict(color="#44AA99", linestyle="-.", marker="^"),
@@ -51,8 +59,8 @@ def proximal_minima(
     ax.contour(x, y, value, levels=[0.05, 0.25, 0.7, 1.4, 2.4], colors=COLOURS["support"], linewidths=0.9)
     ax.plot(*centre, color=COLOURS["support"], marker="+", markersize=11, markeredgewidth=2.5, linestyle="none")
     plain = dict(facecolor="white", edgecolor="none", pad=1)
-    place = dict(xytext=(0, -18), textcoords="offset points", ha="center", fontsize=11, bbox=plain)
-    ax.annotate("support minimum", centre, **place)
+    place: Look = dict(xytext=(0, -18), textcoords="offset points", ha="center", fontsize=11, bbox=plain)
+    ax.annotate("support minimum", (centre[0], centre[1]), **place)
     for (label, path), dashes in zip(paths, ("-", "--", ":")):
         ax.plot(*path.numpy().T, color=COLOURS["after"], marker=".", linewidth=1.4, linestyle=dashes, label=label)
     ax.plot(*moved.numpy().T, color=COLOURS["before"], marker=".", linewidth=1.2, linestyle=":", label="from θ moved")
@@ -62,8 +70,8 @@ def proximal_minima(
         (end, moved[-1].numpy(), "φ*", (12, -16)),
     ):
         arrow = dict(arrowstyle="-|>", color="black", linewidth=2.2, shrinkA=0, shrinkB=0, mutation_scale=16)
-        ax.annotate("", tip, tail, arrowprops=arrow, zorder=5)
-        ax.annotate(name, tail, xytext=offset, textcoords="offset points", fontsize=14)
+        ax.annotate("", tuple(tip), tuple(tail), arrowprops=arrow, zorder=5)
+        ax.annotate(name, tuple(tail), xytext=offset, textcoords="offset points", fontsize=14)
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="φ₁  (flat direction)", ylabel="φ₂  (steep)")
     ax.set_aspect("equal")
     ax.legend(loc="upper right", frameon=True, framealpha=1, edgecolor="none")
@@ -72,7 +80,7 @@ def proximal_minima(
 
 def solver_error(ax: Axes, errors: Mapping[str, Sequence[float]], bounds: Mapping[str, Sequence[float]]) -> Axes:
     """The error of conjugate gradients over the products made, one curve per system, its bound as a thin line."""
-    for (label, values), look in zip(errors.items(), _FAMILY):
+    for (label, values), look in zip(errors.items(), _CURVES):
         kept = np.array(values, dtype=float)
         ax.plot(np.where(kept > 0, kept, np.nan), **look, markersize=5, label=label)
         ax.plot(bounds[label], color=look["color"], linestyle=look["linestyle"], linewidth=0.9)
@@ -102,15 +110,15 @@ def unrolled_against_implicit(
         ax.set_xscale("log")
         ax.set(xlabel="inner steps K", ylabel=label, title=title, ylim=(0, None))
         ax.grid(alpha=0.25)
-    axes[0].figure.get_layout_engine().set(w_pad=0.1)
+    figure_of(axes[0]).set_layout_engine("constrained", w_pad=0.1)
     handles = [axes[0].plot([], [], **_LOOKS[name], label=_NAMES[name])[0] for name in _LOOKS]
-    axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure_of(axes[0]).legend(handles=handles, loc="outside lower center", ncols=3)
     return axes
 
 
 def error_of_both_solves(ax: Axes, products: Sequence[int], errors: Mapping[int, Sequence[float]]) -> Axes:
     """Relative error of the meta-gradient over the products of the solver, one curve per number of inner steps."""
-    for (steps, values), look in zip(errors.items(), _FAMILY):
+    for (steps, values), look in zip(errors.items(), _CURVES):
         ax.plot(products, values, **look, markersize=5)
         ax.annotate(f"K = {steps}", (products[-1], values[-1]), xytext=(8, 0), textcoords="offset points", va="center")
     ax.set_yscale("log")
@@ -119,14 +127,13 @@ def error_of_both_solves(ax: Axes, products: Sequence[int], errors: Mapping[int,
     return ax
 
 
-def implicit_and_plain_scores(ax: Axes, scores: Mapping[str, Sequence]) -> Axes:
+def implicit_and_plain_scores(ax: Axes, scores: Mapping[str, Sequence[StepScore]]) -> Axes:
     """Query loss over inner steps with 95 % intervals over tasks, "maml" and "implicit"; as `evaluate` returns them.
 
     Steps at which a task diverged have no mean and are left out.
     """
     for method, of_steps in scores.items():
-        kept = [s for s in of_steps if s.mean is not None]
-        x, mean, half = [s.step for s in kept], [s.mean for s in kept], [s.half_width for s in kept]
+        x, mean, half = where_none_diverged(of_steps)
         ax.errorbar(x, mean, yerr=half, capsize=3, label=_NAMES[method], **_LOOKS[method] | {"markersize": 6})
     ax.set(xlabel="inner steps at test time, each in its own way", ylabel="mean squared error", ylim=(0, None))
     ax.legend(loc="best")
@@ -136,7 +143,7 @@ def implicit_and_plain_scores(ax: Axes, scores: Mapping[str, Sequence]) -> Axes:
 
 def error_against_delta(ax: Axes, deltas: Sequence[float], errors: Mapping[str, Sequence[float]]) -> Axes:
     """Relative error of a meta-gradient from central differences over δ, one curve per number format, both log."""
-    for (label, values), look in zip(errors.items(), _FAMILY):
+    for (label, values), look in zip(errors.items(), _CURVES):
         ax.plot(deltas, values, **look, markersize=5, label=label)
     ax.set_xscale("log")
     ax.set_yscale("log")

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from maml_edu.figures.style import COLOURS, STYLES
+from maml_edu.figures.style import COLOURS, STYLES, Look
+
+if TYPE_CHECKING:
+    from matplotlib.typing import LegendLocType
 
 __all__ = [
-    "FAMILY_NAMES",
+    "LEARNER_NAMES",
     "accuracy_against_seconds",
     "bands_of_a_process",
-    "families_over_steps",
-    "families_table",
     "features_and_prototypes",
+    "learners_over_steps",
+    "learners_table",
     "what_is_generated",
 ]
 
-FAMILY_NAMES = {
+LEARNER_NAMES = {
     "maml": "MAML",
     "prototypes": "ProtoNet",
     "protomaml": "ProtoMAML",
@@ -31,7 +35,7 @@ FAMILY_NAMES = {
 }
 
 # MAML keeps its colour; the others are clear of every colour with a meaning of its own.
-_LOOKS = {
+_LOOKS: dict[str, Look] = {
     "maml": STYLES["maml"],
     "prototypes": dict(color="#44AA99", linestyle="--", marker="s"),
     "protomaml": dict(color="#332288", linestyle="-.", marker="^"),
@@ -51,12 +55,12 @@ _GENERATED = {
 
 
 def what_is_generated(ax: Axes) -> Axes:
-    """One row for each family: which parts of φ_0 come from the support set, which are θ; the steps after it."""
+    """One row for each learner: which parts of φ_0 come from the support set, which are θ; the steps after it."""
     parts = ("weights", "biases", "head", "then")
     for row, (method, (generated, steps)) in enumerate(_GENERATED.items()):
-        ax.text(-0.15, row, FAMILY_NAMES[method], ha="right", va="center")
+        ax.text(-0.15, row, LEARNER_NAMES[method], ha="right", va="center")
         for column, from_support in enumerate(generated):
-            look = dict(facecolor=COLOURS["support"], hatch="//") if from_support else dict(facecolor="#E4E4E4")
+            look: Look = dict(facecolor=COLOURS["support"], hatch="//") if from_support else dict(facecolor="#E4E4E4")
             ax.add_patch(Rectangle((column, row - 0.36), 0.94, 0.72, edgecolor="white", **look))
             label = "support" if from_support else "θ"
             if method == "process" and from_support:  # the bias of the decoder's first layer only
@@ -71,7 +75,7 @@ def what_is_generated(ax: Axes) -> Axes:
     return ax
 
 
-def _on(from_support):
+def _on(from_support: bool) -> Look | None:
     return dict(boxstyle="round,pad=0.15", facecolor="white", edgecolor="none") if from_support else None
 
 
@@ -85,9 +89,9 @@ def features_and_prototypes(
     """
     ways = int(support_y.max()) + 1
     prototypes = torch.stack([support[support_y == c].mean(0) for c in range(ways)])
-    everything = torch.cat([prototypes, query])
-    middle = everything.mean(0)
-    plane = torch.linalg.svd(everything - middle, full_matrices=False).Vh[:2].T  # [F, 2]
+    points = torch.cat([prototypes, query])
+    middle = points.mean(0)
+    plane = torch.linalg.svd(points - middle, full_matrices=False).Vh[:2].T  # [F, 2]
     at, queries = (prototypes - middle) @ plane, (query - middle) @ plane
     nearest = torch.cdist(query, prototypes).argmin(1)
     for place, own, taken in zip(queries.tolist(), query_y.tolist(), nearest.tolist()):
@@ -95,10 +99,10 @@ def features_and_prototypes(
         ax.plot(x, y, color="#888888", linewidth=1, linestyle="-" if own == taken else "--", zorder=1)
     for c, place in enumerate(at.tolist()):
         ax.plot(*place, color=COLOURS["support"], marker="o", markersize=17, linestyle="none")
-        ax.text(*place, str(c), ha="center", va="center", fontsize=12)
+        ax.text(place[0], place[1], str(c), ha="center", va="center", fontsize=12)
     for place, own in zip(queries.tolist(), query_y.tolist()):
         ax.plot(*place, color=COLOURS["query"], marker="s", markersize=13, linestyle="none")
-        ax.text(*place, str(own), ha="center", va="center", fontsize=11)
+        ax.text(place[0], place[1], str(own), ha="center", va="center", fontsize=11)
     ax.set_xlabel("widest direction of the features")
     ax.set_ylabel("second widest")
     ax.set_title(f"circles: prototypes, squares: queries ({source})")
@@ -107,7 +111,9 @@ def features_and_prototypes(
     return ax
 
 
-def bands_of_a_process(axes: Sequence[Axes], x: Tensor, truth: Tensor, curves: Mapping[int, tuple]) -> Sequence[Axes]:
+def bands_of_a_process(
+    axes: Sequence[Axes], x: Tensor, truth: Tensor, curves: Mapping[int, tuple[Tensor, ...]]
+) -> Sequence[Axes]:
     """What a conditional neural process predicts from few points; one panel for each number of points.
 
     x, truth [m]; curves: points -> (support x, support y, mean [m], standard deviation [m]). The band is mean ± 2σ.
@@ -129,15 +135,15 @@ def bands_of_a_process(axes: Sequence[Axes], x: Tensor, truth: Tensor, curves: M
     return axes
 
 
-def families_over_steps(
+def learners_over_steps(
     ax: Axes,
     scores: Mapping[str, Sequence[float]],
     label: str,
     title: str = "",
     log: bool = False,
-    legend: str | None = None,
+    legend: LegendLocType | None = None,
 ) -> Axes:
-    """A score after 0, 1, … inner steps, one line for each family (keys of FAMILY_NAMES).
+    """A score after 0, 1, … inner steps, one line for each learner (keys of LEARNER_NAMES).
 
     log: logarithmic score axis. legend: where it goes ("upper right"); without, there is none.
     """
@@ -146,7 +152,7 @@ def families_over_steps(
         ax.set_yscale("log")
     every = max(1, last // 10)
     for name, values in scores.items():
-        ax.plot(range(len(values)), values, **_LOOKS[name], markevery=every, markersize=6, label=FAMILY_NAMES[name])
+        ax.plot(range(len(values)), values, **_LOOKS[name], markevery=every, markersize=6, label=LEARNER_NAMES[name])
     ax.set_xlabel("inner steps at test")
     ax.set_ylabel(label)
     ax.set_title(title)
@@ -159,8 +165,12 @@ def families_over_steps(
 # ---------------------------------------------------------------- the fair table
 
 
-def families_table(runs: Mapping[str, dict], published: Mapping[str, tuple], passes: Mapping[str, tuple]) -> str:
-    """One row for each run, as markdown. runs: label → stored result; its "method" names the family.
+def learners_table(
+    runs: Mapping[str, dict],
+    published: Mapping[str, tuple[float, float | None]],
+    passes: Mapping[str, tuple[object, object]],
+) -> str:
+    """One row for each run, as markdown. runs: label → stored result; its "method" names the learner.
 
     published: method → (accuracy, half width or None) in %; passes: label or method → (forward, backward) passes for
     one new task.
@@ -176,13 +186,12 @@ def families_table(runs: Mapping[str, dict], published: Mapping[str, tuple], pas
         parameters = f"{r['parameters']:,}" if "parameters" in r else "–"
         seconds = f"{r['training_cpu_seconds']:.0f}" if "training_cpu_seconds" in r else "–"
         forward, backward = passes.get(label, passes.get(r["method"], ("–", "–")))
-        paper = published.get(r["method"])
-        if paper is not None:
-            paper = f"{paper[0]:.1f}" + (f" ± {paper[1]:.1f}" if paper[1] is not None else "")
+        paper, half = published.get(r["method"], (None, None))
+        in_print = "–" if paper is None else f"{paper:.1f}" + ("" if half is None else f" ± {half:.1f}")
         rows.append(
             f"| {label} | {p['iterations'] * p['meta_batch']:,} | {100 * score['mean']:.1f} ± "
             f"{100 * score['half_width']:.1f} | {one} | {parameters} | {seconds} | {forward} forward, {backward} "
-            f"backward | {paper or '–'} |"
+            f"backward | {in_print} |"
         )
     return "\n".join(rows)
 
@@ -196,7 +205,7 @@ def accuracy_against_seconds(axes: Sequence[Axes], runs: Mapping[str, dict], clo
         score = r["per_step"][r["protocol"]["inner_steps"]]
         x, y, half = r["training_cpu_seconds"], 100 * score["mean"], 100 * score["half_width"]
         look = {**_LOOKS[name], "linestyle": "none"}
-        axes[0].errorbar([x], [y], yerr=[half], capsize=4, markersize=9, label=FAMILY_NAMES[name], **look)
+        axes[0].errorbar([x], [y], yerr=[half], capsize=4, markersize=9, label=LEARNER_NAMES[name], **look)
         if y + half > closer:
             axes[1].errorbar([x], [y], yerr=[half], capsize=4, markersize=9, **look)
     for ax, title in zip(axes, ("all", f"those above {closer:.0f} %"), strict=True):

@@ -8,21 +8,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from maml_edu.figures.style import COLOURS, STYLES, line
+from maml_edu.figures.style import COLOURS, STYLES, Look, line
 
 __all__ = [
     "bandit_meta_gradient",
     "estimates_of_gradient",
     "meta_training",
     "returns_after_steps",
-    "walks",
-    "walks_and_goals",
+    "trajectories_and_goals",
+    "trajectories_before_and_after",
 ]
 
-_STAR = dict(marker="*", markersize=15, linestyle="none", color="#000000", markeredgecolor="white")
+_STAR: Look = dict(marker="*", markersize=15, linestyle="none", color="#000000", markeredgecolor="white")
 
 
-def walks_and_goals(ax: Axes, states: Tensor, goals: Tensor, half_width: float) -> Axes:
+def trajectories_and_goals(ax: Axes, states: Tensor, goals: Tensor, half_width: float) -> Axes:
     """Paths [n, H, 2] from the origin, goals [T, 2], and the square the goals come from."""
     for path in states.numpy():
         ax.plot(*path.T, color=COLOURS["before"], linewidth=0.9, alpha=0.8)
@@ -37,7 +37,7 @@ def walks_and_goals(ax: Axes, states: Tensor, goals: Tensor, half_width: float) 
     return ax
 
 
-def walks(
+def trajectories_before_and_after(
     axes: Sequence[Axes], goals: Tensor, before: Tensor, after: Tensor, half_width: float = 0.5
 ) -> Sequence[Axes]:
     """One panel per goal [2]: paths [T, n, H, 2] before adaptation (dashed) and after it."""
@@ -88,11 +88,11 @@ def returns_after_steps(
     names, shown = names or {}, set()
     for label, values in curves.items():
         steps = [i for i, (mean, _) in enumerate(values) if mean is not None]
-        mean, half = [values[i][0] for i in steps], [values[i][1] for i in steps]
+        mean, half = [values[i][0] for i in steps], [h for i in steps if (h := values[i][1]) is not None]
         name = names.get(label, label)
         look = STYLES[keys[label]] | {"label": name if name not in shown else None}
         shown.add(name)
-        if any(h is None for h in half):
+        if len(half) < len(steps):
             ax.plot(steps, mean, **look | {"markerfacecolor": "white", "linewidth": 1, "alpha": 0.8})
         else:
             ax.errorbar(steps, mean, yerr=half, capsize=3, **look | {"markersize": 6})
@@ -127,7 +127,8 @@ def bandit_meta_gradient(
 def estimates_of_gradient(ax: Axes, estimates: Mapping[str, Tensor], exact: float, looks: Mapping[str, str]) -> Axes:
     """Histograms of gradient estimates, label → many values, and the exact gradient as a vertical line."""
     values = np.concatenate([e.numpy() for e in estimates.values()])
-    bins = np.linspace(*np.quantile(values, (0.002, 0.998)), 60)
+    low, high = np.quantile(values, (0.002, 0.998))
+    bins = np.linspace(low, high, 60).tolist()
     for label, e in estimates.items():
         ax.hist(e.numpy(), bins, density=True, histtype="step", label=label, linewidth=2, **_of_hist(looks[label]))
     ax.axvline(exact, color="black", linewidth=1.3, linestyle=":")
@@ -138,5 +139,5 @@ def estimates_of_gradient(ax: Axes, estimates: Mapping[str, Tensor], exact: floa
     return ax
 
 
-def _of_hist(key):
+def _of_hist(key: str) -> Look:
     return {"color": COLOURS[key], "linestyle": line(key)["linestyle"]}

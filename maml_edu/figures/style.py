@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
+import numpy.typing as npt
 from IPython.core.pylabtools import print_figure
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "STYLES", "apply_style", "explore", "line", "new_axes", "points", "show"]
+from maml_edu.evaluation import StepScore
+
+__all__ = [
+    "COLOURS",
+    "STYLES",
+    "Look",
+    "apply_style",
+    "explore",
+    "figure_of",
+    "line",
+    "new_axes",
+    "points",
+    "show",
+    "where_none_diverged",
+]
+
+Look = dict[str, Any]  # keyword arguments of a matplotlib call: colour, dashes, marker, …
+Value = TypeVar("Value")  # of a slider
 
 # One colour per meaning through the whole series. The first six are Okabe and Ito's, with the four that are
 # easiest to tell apart for the methods; the others are dark or grey, chosen to stay clear of them for every
@@ -47,7 +65,7 @@ _DASHES_AND_MARKERS = {
 }
 
 # For ax.plot(x, y, **STYLES["maml"]). Support and query are sets of examples: points without a line.
-STYLES: dict[str, dict[str, Any]] = {
+STYLES: dict[str, Look] = {
     key: {
         "color": COLOURS[key],
         "linestyle": "none" if key in ("support", "query") else dashes,
@@ -56,7 +74,7 @@ STYLES: dict[str, dict[str, Any]] = {
     for key, (dashes, marker) in _DASHES_AND_MARKERS.items()
 }
 
-_RC = {
+_RC: dict[Any, object] = {
     "figure.dpi": 100,
     "savefig.dpi": "figure",
     "font.size": 12,
@@ -74,12 +92,12 @@ _WIDTH, _HEIGHT = 8.0, 3.4  # inches; 8 is the widest a notebook column shows wi
 _STILLS = 4  # pictures in the strip that stands in for a slider
 
 
-def line(key: str) -> dict[str, Any]:
+def line(key: str) -> Look:
     """Colour and dashes without markers: for curves of many points."""
     return {"color": COLOURS[key], "linestyle": _DASHES_AND_MARKERS[key][0], "marker": ""}
 
 
-def points(key: str) -> dict[str, Any]:
+def points(key: str) -> Look:
     """Colour and marker without a line: for scattered points drawn with `ax.plot`."""
     return {"color": COLOURS[key], "linestyle": "none", "marker": _DASHES_AND_MARKERS[key][1]}
 
@@ -89,11 +107,24 @@ def apply_style() -> None:
     plt.rcParams.update(_RC)
 
 
-def new_axes(columns: int = 1, height: float = _HEIGHT) -> tuple[Figure, Any]:
+def new_axes(columns: int = 1, height: float = _HEIGHT) -> tuple[Figure, Axes | npt.NDArray[np.object_]]:
     """A styled figure and its axes: one `Axes` for one column, otherwise an array of them."""
     apply_style()
     width = 6.0 if columns == 1 else _WIDTH
     return plt.subplots(1, columns, figsize=(width, height), layout="constrained")
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The figure that holds these axes."""
+    figure = ax.figure
+    assert isinstance(figure, Figure)  # no figure of the series has another within it
+    return figure
+
+
+def where_none_diverged(scores: Sequence[StepScore]) -> tuple[list[int], list[float], list[float]]:
+    """The steps at which every task has a finite loss, and the mean and the half-width of its interval there."""
+    known = [(s.step, s.mean, s.half_width) for s in scores if s.mean is not None and s.half_width is not None]
+    return [step for step, _, _ in known], [mean for _, mean, _ in known], [half for _, _, half in known]
 
 
 def show(fig: Figure, alt: str) -> None:
@@ -108,7 +139,11 @@ def show(fig: Figure, alt: str) -> None:
 
 
 def explore(
-    draw: Callable[[Any, Axes], None], values: Sequence[Any], name: str, alt: str, stills: Sequence[Any] | None = None
+    draw: Callable[[Value, Axes], object],
+    values: Sequence[Value],
+    name: str,
+    alt: str,
+    stills: Sequence[Value] | None = None,
 ) -> None:
     """A slider over `values` in a live notebook, and a strip of stills wherever the notebook is only read.
 
@@ -123,10 +158,11 @@ def explore(
     frames = []
     for value in values:
         fig, ax = new_axes()
+        assert isinstance(ax, Axes)
         _draw(draw, value, name, ax)
         frames.append(_png(fig, tight=False))  # every frame the same size: the picture must not jump
 
-    chosen = np.unique(np.linspace(0, len(values) - 1, min(_STILLS, len(values))).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(values) - 1, min(_STILLS, len(values))).round().astype(int)).tolist()
     if stills is not None:
         chosen = [i for i, value in enumerate(values) if value in stills] or chosen
     fig, axes = plt.subplots(
@@ -150,13 +186,13 @@ def explore(
     _display(bundle | {"image/png": strip, "text/plain": f"[Slider over {name}: {alt}]"}, alt)
 
 
-def _draw(draw: Callable[[Any, Axes], None], value: Any, name: str, ax: Axes) -> None:
+def _draw(draw: Callable[[Value, Axes], object], value: Value, name: str, ax: Axes) -> None:
     draw(value, ax)
     if not ax.get_title():
         ax.set_title(f"{name} = {_label(value)}")
 
 
-def _label(value: Any) -> str:
+def _label(value: object) -> str:
     return f"{value:g}" if isinstance(value, (float, np.floating)) else str(value)
 
 
@@ -172,5 +208,5 @@ def _require_alt(alt: str) -> None:
         raise ValueError("alt is empty: say in a sentence what the figure shows")
 
 
-def _display(bundle: dict[str, Any], alt: str) -> None:
+def _display(bundle: dict[str, str], alt: str) -> None:
     display(bundle, metadata={"image/png": {"alt": alt}}, raw=True)

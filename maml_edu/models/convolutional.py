@@ -40,7 +40,7 @@ def conv4(
 class _Conv4:
     """The forward pass of `conv4`; `statistics` reports what its batch norms saw."""
 
-    def __init__(self, image: int):
+    def __init__(self, image: int) -> None:
         self.image = image
 
     def __call__(self, params: Params, x: Tensor, context: Tensor | Statistics | None = None) -> Tensor:
@@ -50,7 +50,9 @@ class _Conv4:
         """The (mean, variance) [C] of every batch norm for x, averaged over tasks."""
         return self._forward(params, x, None, keep_statistics=True)[1]
 
-    def _forward(self, params, x, context, keep_statistics=False):
+    def _forward(
+        self, params: Params, x: Tensor, context: Tensor | Statistics | None, keep_statistics: bool = False
+    ) -> tuple[Tensor, Statistics]:
         if x.dim() != 5 or x.shape[2:] != (1, self.image, self.image):
             raise ValueError(
                 f"x has shape {list(x.shape)}; conv4 takes [tasks, examples, 1, {self.image}, {self.image}]"
@@ -75,7 +77,8 @@ class _Conv4:
                 mean, variance = (s.repeat(tasks).view(1, -1, 1, 1) for s in fixed[f"conv{layer}"])
             else:
                 variance, mean = torch.var_mean(h[examples], (0, 2, 3), correction=0, keepdim=True)  # [1, T·C, 1, 1]
-                seen[f"conv{layer}"] = tuple(s.detach().view(tasks, -1).mean(0) for s in (mean, variance))
+                of_batch = [s.detach().view(tasks, -1).mean(0) for s in (mean, variance)]
+                seen[f"conv{layer}"] = (of_batch[0], of_batch[1])
             h = F.relu((h - mean) * torch.rsqrt(variance + EPS) + shift.view(1, -1, 1, 1))
         h = h[-queries:].mean((2, 3)).view(queries, tasks, -1).transpose(0, 1)  # [T, n, filters]
         return torch.baddbmm(params["head.bias"].unsqueeze(1), h, params["head.weight"]), seen

@@ -1,13 +1,21 @@
 """The multilayer perceptron of the sine experiments."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maml_edu.models.model import Model, uniform_fan_in
+from maml_edu.models.model import Model, Statistics, uniform_fan_in
 from maml_edu.tasks import Params
 
-_ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh, "softplus": F.softplus, "sigmoid": torch.sigmoid, "gelu": F.gelu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "softplus": F.softplus,
+    "sigmoid": torch.sigmoid,
+    "gelu": F.gelu,
+}
 
 
 def mlp(
@@ -40,7 +48,7 @@ def mlp(
         theta[f"w{layer}"], theta[f"b{layer}"] = weight.to(device), bias.to(device)
     act, layers = _ACTIVATIONS[activation], len(sizes) - 1
 
-    def apply(params: Params, x: Tensor, context=None) -> Tensor:
+    def apply(params: Params, x: Tensor, context: Tensor | Statistics | None = None) -> Tensor:
         if x.dim() != 3:
             x = x.flatten(2)
         if x.shape[2] != sizes[0]:

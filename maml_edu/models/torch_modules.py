@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from maml_edu.models.model import Model, Statistics
 from maml_edu.tasks import Params
@@ -39,12 +40,10 @@ def from_module(module: nn.Module) -> Model:
 class _FunctionalModule:
     """A module's forward as a function of its parameters; its batch norms can take their statistics from elsewhere."""
 
-    def __init__(self, module: nn.Module, dims: dict[str, int]):
+    def __init__(self, module: nn.Module, dims: dict[str, int]) -> None:
         self.module = module
         self.dims = dims
-        self.norms = {
-            path: part for path, part in module.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)
-        }
+        self.norms = {path: part for path, part in module.named_modules() if isinstance(part, _BatchNorm)}
 
     def __call__(self, params: Params, x: Tensor, context: Tensor | Statistics | None = None) -> Tensor:
         if context is None or not self.norms:
@@ -68,19 +67,19 @@ class _FunctionalModule:
                 seen[path] = (mean + norm.seen[0] / x.shape[0], variance + norm.seen[1] / x.shape[0])
         return seen
 
-    def _patched(self, normalise, params, x, vmap=True):
+    def _patched(self, normalise: dict[str, "_Normalise"], params: Params, x: Tensor, vmap: bool = True) -> Tensor:
         try:
             for path, part in self.norms.items():
-                part.forward = normalise[path]
+                vars(part)["forward"] = normalise[path]  # in front of the method of its class
             return self._vmap(params, x) if vmap else self._call(params, x)
         finally:
             for part in self.norms.values():
-                del part.forward
+                del vars(part)["forward"]
 
-    def _call(self, params, x):
+    def _call(self, params: Params, x: Tensor) -> Tensor:
         return torch.func.functional_call(self.module, params, (x,), tie_weights=True)
 
-    def _vmap(self, params, x):
+    def _vmap(self, params: Params, x: Tensor) -> Tensor:
         over_tasks = any(p.dim() > self.dims[name] for name, p in params.items())
         before = {name: (b, b._version) for name, b in self.module.named_buffers()}
         try:
@@ -105,10 +104,14 @@ class _FunctionalModule:
 class _Normalise:
     """Stands in for a batch norm's forward: statistics of the first `examples` rows, or fixed ones; applied to all."""
 
-    def __init__(self, part, examples=None, fixed=None):
-        self.part, self.examples, self.fixed, self.seen = part, examples, fixed, None
+    seen: tuple[Tensor, Tensor]  # the (mean, variance) that it computed last
 
-    def __call__(self, h):
+    def __init__(
+        self, part: _BatchNorm, examples: int | None = None, fixed: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        self.part, self.examples, self.fixed = part, examples, fixed
+
+    def __call__(self, h: Tensor) -> Tensor:
         if self.fixed is None:
             over = [d for d in range(h.dim()) if d != 1]
             variance, mean = torch.var_mean(h[: self.examples], over, correction=0)

@@ -225,8 +225,8 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "cell:nb11-model": "from torch import nn\n"
             "net = nn.Sequential(nn.Linear(1, 10), nn.ReLU(), nn.Linear(10, 1)).double()\n"
             "model = from_module(net)\nloss, theta = mse(model.apply), model.theta\n"
-            "family = SineTasks(amplitude=(1.0, 1.0))\n"
-            "batch = family.sample(TASKS, SHOTS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)\n"
+            "sine_tasks = SineTasks(amplitude=(1.0, 1.0))\n"
+            "batch = sine_tasks.sample(TASKS, SHOTS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)\n"
             "SOLVED, PRODUCTS = 40, 10",
         },
     ],
@@ -276,10 +276,10 @@ CHANGES: dict[str, list[dict[str, str]]] = {
         },
         {
             "cell:nb13-model": "from torch import nn\n"
-            "family = Navigation(horizon=HORIZON, half_width=HALF_WIDTH, clip=None)\n"
+            "navigation = Navigation(horizon=HORIZON, half_width=HALF_WIDTH, clip=None)\n"
             "net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))\n"
             "policy = gaussian_policy(mean=from_module(net), std=STD)\n"
-            "meta = PolicyGradient(family, policy.apply)",
+            "meta = PolicyGradient(navigation, policy.apply)",
             "TASKS": "3",
             "TRAJECTORIES": "2",
             "PULL": "False",
@@ -327,7 +327,7 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "model_loss = mse(model.apply)\n"
             "body = body_names(model.theta)\n"
             "def ten_points(tasks, generator):\n"
-            "    return family.sample(tasks, 10, 50, generator=generator)",
+            "    return sine_tasks.sample(tasks, 10, 50, generator=generator)",
         },
         {
             "ALPHAS": "(0.1,)",

@@ -7,15 +7,21 @@ python tests/support/run_notebook.py notebooks/02_x.ipynb "cell:1a2b3c4d=print('
 import io
 import multiprocessing
 import os
+import pkgutil
 import re
 import sys
 import tempfile
 import tokenize
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
 import nbformat
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+import maml_edu
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 TIMEOUT = 300  # seconds for one run with preset smoke
@@ -52,12 +58,14 @@ def with_value(line, name, new):
     return "  ".join([f"{name} = {new}", *comments])
 
 
-def run_cells(path, changes):
-    """Run the code cells in this process, in one namespace, as a kernel would; 1 if one of them fails."""
+def run_cells(path, changes, until=None):
+    """Run the code cells, up to the one with the id `until`, in one namespace, as a kernel would; 1 if one fails."""
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
     sources = changed_sources(nbformat.read(path, as_version=4), changes)
+    if until:
+        sources = sources[: [cell_id for cell_id, _ in sources].index(until) + 1]
 
     class Shell(InteractiveShell):
         def enable_gui(self, gui=None):
@@ -80,14 +88,15 @@ class Run(NamedTuple):
     stdout: str
 
 
-def run_apart(path, changes):
-    """Run the cells in a process of their own, in the notebook's folder, preset smoke, no window.
+def run_apart(path, changes, until=None):
+    """As `run_cells`, in a process of its own, in the notebook's folder, preset smoke, no window.
 
     The process is forked from a server that has imported the packages: importing torch takes longer than most cells.
+    Pictures are drawn, but not laid out: to find room for the labels takes longer than the rest of the notebook.
     """
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output"
-        process = PROCESSES.Process(target=_run, args=(Path(path).resolve(), changes, output))
+        process = PROCESSES.Process(target=_run, args=(Path(path).resolve(), changes, until, output))
         process.start()
         process.join(TIMEOUT)
         if process.exitcode is None:
@@ -101,16 +110,26 @@ def _processes():
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "matplotlib.pyplot", "IPython", "maml_edu.experiments.runner"])
+    ours = [m.name for m in pkgutil.walk_packages(maml_edu.__path__, "maml_edu.") if not m.name.endswith("__main__")]
+    # The last two are what torch imports at the first backward call and at the first step of an optimizer.
+    late = ["torch.fx.experimental.symbolic_shapes", "torch._dynamo"]
+    context.set_forkserver_preload(["matplotlib.pyplot", "IPython", *ours, *late])
     return context
 
 
 PROCESSES = _processes()
 
 
-def _run(path, changes, output):
+def _draw_only(canvas, target, **options):
+    """In place of `print_figure`: every artist is drawn, once, where it stands."""
+    canvas.figure.set_layout_engine("none")
+    FigureCanvasAgg(canvas.figure).print_png(target)
+
+
+def _run(path, changes, until, output):
     os.environ |= {"MAML_EDU_PRESET": "smoke", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
     matplotlib.use("Agg")
+    FigureCanvasBase.print_figure = _draw_only
     os.chdir(path.parent)
     with open(output, "w", encoding="utf-8") as file:
         sys.stdout.flush()
@@ -118,7 +137,11 @@ def _run(path, changes, output):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         sys.stdin, sys.stdout, sys.stderr = io.StringIO(), file, file
-        returncode = run_cells(path, changes)
+        try:
+            returncode = run_cells(path, changes, until)
+        except Exception:  # a change that fits nowhere, say
+            traceback.print_exc()
+            returncode = 1
     os._exit(returncode)  # not through the handlers of a server that goes on
 
 

@@ -5,6 +5,7 @@ from support.problems import sines
 
 from maml_edu.engine.checkpoint_files import Trained
 from maml_edu.models import mlp, mse
+from maml_edu.step_sizes import flat_alpha
 from maml_edu.training import train
 
 
@@ -19,15 +20,9 @@ def run(sampler=sines, seed=1, **options):
     return train(*small(), sampler, generator=torch.Generator().manual_seed(seed), **options)
 
 
-def rates_of(alpha):
-    if isinstance(alpha, list):
-        return [rate for a in alpha for rate in rates_of(a)]
-    return list(alpha.values()) if isinstance(alpha, dict) else [alpha]
-
-
-def assert_same(found: Trained, expected: Trained):
+def assert_same(trained: Trained, expected: Trained):
     """Bit by bit."""
-    assert all(torch.equal(found.theta[n], expected.theta[n]) for n in expected.theta)
-    assert torch.equal(found.history["query_loss"], expected.history["query_loss"])
-    ours, theirs = rates_of(found.alpha), rates_of(expected.alpha)
+    assert all(torch.equal(trained.theta[n], expected.theta[n]) for n in expected.theta)
+    assert torch.equal(trained.history["query_loss"], expected.history["query_loss"])
+    ours, theirs = flat_alpha(trained.alpha), flat_alpha(expected.alpha)
     assert len(ours) == len(theirs) and all(torch.equal(*map(torch.as_tensor, pair)) for pair in zip(ours, theirs))

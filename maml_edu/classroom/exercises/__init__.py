@@ -3,8 +3,6 @@
 Nothing is imported until `registry()` is called, so a module of exercises may import any part of the package.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import inspect
@@ -46,8 +44,10 @@ class Exercise:
 
     number: str  # "3.2": notebook 03, second exercise
     title: str  # word for word as in the heading "### Exercise 3.2 · title"
-    reference: Callable  # a `def`, since `solution` prints its source
-    mistakes: Mapping[str, Callable]  # what to tell the student -> the wrong function, same signature as reference
+    reference: Callable[..., object]  # a `def`, since `solution` prints its source
+    mistakes: Mapping[
+        str, Callable[..., object]
+    ]  # what to tell the student -> a wrong function, called as reference is
     hints: tuple[str, ...]  # from gentle to telling
     cases: Callable[[], list[tuple]] = no_arguments  # makes the arguments afresh, from seeded generators
     tolerance: float = 1e-6  # relative to the largest entry of each number, tensor or array
@@ -61,10 +61,10 @@ class Exercise:
 @functools.cache
 def registry() -> dict[str, Exercise]:
     """Every exercise by its number, in the order of the series."""
-    found: dict[str, Exercise] = {}
+    exercises: dict[str, Exercise] = {}
     for name in MODULES:
         for exercise in importlib.import_module(f"{__name__}.{name}").EXERCISES:
-            if exercise.number in found:
+            if exercise.number in exercises:
                 raise ValueError(f"exercise {exercise.number} is defined twice; the second is in exercises/{name}.py")
-            found[exercise.number] = exercise
-    return found
+            exercises[exercise.number] = exercise
+    return exercises

@@ -1,15 +1,16 @@
 """Exercise of notebook 00: how exercises work."""
 
 import torch
+from torch import Tensor
 
 from maml_edu.classroom.exercises import Exercise
 
 
-def loss_per_task(prediction, y):
+def loss_per_task(prediction: Tensor, y: Tensor) -> Tensor:
     return ((prediction - y) ** 2).mean(dim=(1, 2))  # [T, n, 1] -> [T]
 
 
-def _cases():
+def _cases() -> list[tuple]:
     generator = torch.Generator().manual_seed(0)
     shapes = ((3, 4, 1), (2, 5, 1))
     return [tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2)) for shape in shapes]

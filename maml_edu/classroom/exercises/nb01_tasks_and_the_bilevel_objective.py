@@ -1,17 +1,20 @@
 """Exercises of notebook 01: tasks and the bilevel objective."""
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from maml_edu.classroom.exercises import Exercise
 from maml_edu.data.sine import SineTasks
 from maml_edu.models import mlp, mse
+from maml_edu.tasks import Loss, Params, TaskBatch
 
 # ---------------------------------------------------------------- 1.1
 
 
-def mse_of_predicting_zero():
+def mse_of_predicting_zero() -> float:
     low, high = 1.0, 3.0
     mean_square_of_amplitude = (low**2 + low * high + high**2) / 3  # E[A²] of a uniform A
     mean_square_of_sine = 1 / 2  # over half a period or any multiple of it
@@ -21,7 +24,7 @@ def mse_of_predicting_zero():
 # ---------------------------------------------------------------- 1.2
 
 
-def best_without_adapting(x, amplitude, phase):
+def best_without_adapting(x: Tensor, amplitude: tuple[float, float], phase: tuple[float, float]) -> Tensor:
     low, high = phase
     mean_cos = (math.sin(high) - math.sin(low)) / (high - low)
     mean_sin = (math.cos(low) - math.cos(high)) / (high - low)
@@ -29,7 +32,7 @@ def best_without_adapting(x, amplitude, phase):
     return mean_amplitude * (torch.sin(x) * mean_cos - torch.cos(x) * mean_sin)
 
 
-def _ranges():
+def _ranges() -> list[tuple]:
     x = torch.linspace(-5, 5, 11, dtype=torch.float64)
     return [
         (x, (0.1, 5.0), (0.0, math.pi)),
@@ -38,30 +41,30 @@ def _ranges():
     ]
 
 
-def _sine_of_the_mean_task(x, amplitude, phase):
+def _sine_of_the_mean_task(x: Tensor, amplitude: tuple[float, float], phase: tuple[float, float]) -> Tensor:
     return sum(amplitude) / 2 * torch.sin(x - sum(phase) / 2)
 
 
-def _plus_cosine(x, amplitude, phase):
+def _plus_cosine(x: Tensor, amplitude: tuple[float, float], phase: tuple[float, float]) -> Tensor:
     return best_without_adapting(-x, amplitude, phase) * -1
 
 
-def _width_forgotten(x, amplitude, phase):
+def _width_forgotten(x: Tensor, amplitude: tuple[float, float], phase: tuple[float, float]) -> Tensor:
     return best_without_adapting(x, amplitude, phase) * (phase[1] - phase[0])
 
 
-def _amplitude_forgotten(x, amplitude, phase):
+def _amplitude_forgotten(x: Tensor, amplitude: tuple[float, float], phase: tuple[float, float]) -> Tensor:
     return best_without_adapting(x, amplitude, phase) / (sum(amplitude) / 2)
 
 
-def _half_the_width_of_amplitudes(x, amplitude, phase):
+def _half_the_width_of_amplitudes(x: Tensor, amplitude: tuple[float, float], phase: tuple[float, float]) -> Tensor:
     return _amplitude_forgotten(x, amplitude, phase) * (amplitude[1] - amplitude[0]) / 2
 
 
 # ---------------------------------------------------------------- 1.3
 
 
-def curve_for_the_shifted_range():
+def curve_for_the_shifted_range() -> tuple[float, float]:
     mean_amplitude = (0.1 + 5.0) / 2
     mean_cos = 2 / math.pi  # E[cos phase] for a phase uniform on (−π/2, π/2)
     mean_sin = 0.0  # E[sin phase]: the two halves cancel
@@ -71,7 +74,7 @@ def curve_for_the_shifted_range():
 # ---------------------------------------------------------------- 1.4
 
 
-def adapted_query_loss(loss, theta, batch, alpha):
+def adapted_query_loss(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
     tasks = batch.support_x.shape[0]
     theta = {name: p.detach().expand(tasks, *p.shape).requires_grad_() for name, p in theta.items()}
     support_loss = loss(theta, batch.support_x, batch.support_y).sum()  # tasks do not touch each other
@@ -80,7 +83,7 @@ def adapted_query_loss(loss, theta, batch, alpha):
     return loss(phi, batch.query_x, batch.query_y)
 
 
-def _batches():
+def _batches() -> list[tuple]:
     tasks = SineTasks()
     cases = []
     for seed, (count, alpha) in enumerate(((3, 0.05), (2, 0.2))):
@@ -91,31 +94,33 @@ def _batches():
     return cases
 
 
-def _at_theta(loss, theta, batch, alpha):
+def _at_theta(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
     return loss(theta, batch.query_x, batch.query_y)
 
 
-def _adapted_on_query(loss, theta, batch, alpha):
+def _adapted_on_query(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
     return adapted_query_loss(loss, theta, batch._replace(support_x=batch.query_x, support_y=batch.query_y), alpha)
 
 
-def _support_loss(loss, theta, batch, alpha):
+def _support_loss(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
     return adapted_query_loss(loss, theta, batch._replace(query_x=batch.support_x, query_y=batch.support_y), alpha)
 
 
-def _uphill(loss, theta, batch, alpha):
+def _uphill(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
     return adapted_query_loss(loss, theta, batch, -alpha)
 
 
-def _without_alpha(loss, theta, batch, alpha):
+def _without_alpha(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
     return adapted_query_loss(loss, theta, batch, 1.0)
 
 
-def _mean_over_tasks(loss, theta, batch, alpha):
+def _mean_over_tasks(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
     return adapted_query_loss(loss, theta, batch, alpha / batch.support_x.shape[0])
 
 
-def _one_phi_for_all(loss, theta, batch, alpha, reduce=torch.sum):
+def _one_phi_for_all(
+    loss: Loss, theta: Params, batch: TaskBatch, alpha: float, reduce: Callable[[Tensor], Tensor] = torch.sum
+) -> Tensor:
     theta = {name: p.detach().clone().requires_grad_() for name, p in theta.items()}
     support_loss = reduce(loss(theta, batch.support_x, batch.support_y))
     gradients = torch.autograd.grad(support_loss, list(theta.values()))
@@ -123,7 +128,7 @@ def _one_phi_for_all(loss, theta, batch, alpha, reduce=torch.sum):
     return loss(phi, batch.query_x, batch.query_y)
 
 
-def _one_phi_from_the_mean(loss, theta, batch, alpha):
+def _one_phi_from_the_mean(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
     return _one_phi_for_all(loss, theta, batch, alpha, reduce=torch.mean)
 
 
@@ -204,8 +209,8 @@ EXERCISES: list[Exercise] = [
         reference=adapted_query_loss,
         mistakes={
             "this is the query loss at θ: the adapted parameters φ are not used.": _at_theta,
-            "the step was taken on the query set: adapt on the support set, judge on the query set.": _adapted_on_query,
-            "this is the support loss at φ: judge on the query set.": _support_loss,
+            "this step was taken on the query set: adapt on the support set, evaluate on the query.": _adapted_on_query,
+            "this is the support loss at φ: evaluate on the query set.": _support_loss,
             "the step goes uphill: φ = θ − α∇L_s(θ), with a minus.": _uphill,
             "the step size α is missing: this is the result for α = 1.": _without_alpha,
             "averaging over tasks divides every gradient by T: sum the losses instead.": _mean_over_tasks,

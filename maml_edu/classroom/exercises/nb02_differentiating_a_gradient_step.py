@@ -1,13 +1,16 @@
 """Exercises of notebook 02: differentiating a gradient step."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from maml_edu.classroom.exercises import Exercise
 
 # ---------------------------------------------------------------- 2.1
 
 
-def distance_after_the_step():
+def distance_after_the_step() -> float:
     slope = 1 - 0.4 * 4  # 1 − αh = −0.6: the step goes past the minimum
     return slope * 0.1
 
@@ -15,7 +18,7 @@ def distance_after_the_step():
 # ---------------------------------------------------------------- 2.2
 
 
-def flattening_alpha():
+def flattening_alpha() -> Tensor:
     eigenvalues = torch.linalg.eigvalsh(torch.tensor([[2.2, 0.8], [0.8, 1.0]], dtype=torch.float64))
     return 1 / eigenvalues.max()  # 1 − αλ = 0 happens first for the largest λ
 
@@ -23,7 +26,7 @@ def flattening_alpha():
 # ---------------------------------------------------------------- 2.3
 
 
-def jacobian_of_a_line(x, alpha):
+def jacobian_of_a_line(x: Tensor, alpha: float) -> Tensor:
     """∂θ′/∂θ for θ = (w, b), the line w·x + b and the squared error, mean over the inputs x [n]."""
     second_derivatives = [
         [2 * (x * x).mean(), 2 * x.mean()],  # ∂²/∂w²,  ∂²/∂w∂b
@@ -33,39 +36,39 @@ def jacobian_of_a_line(x, alpha):
     return torch.eye(2, dtype=x.dtype) - alpha * hessian
 
 
-def _line_hessian(x):
+def _line_hessian(x: Tensor) -> Tensor:
     return (torch.eye(2, dtype=x.dtype) - jacobian_of_a_line(x, 1.0)).clone()
 
 
-def _without_the_two(x, alpha):
+def _without_the_two(x: Tensor, alpha: float) -> Tensor:
     return torch.eye(2, dtype=x.dtype) - alpha * _line_hessian(x) / 2
 
 
-def _sum_over_examples(x, alpha):
+def _sum_over_examples(x: Tensor, alpha: float) -> Tensor:
     return torch.eye(2, dtype=x.dtype) - alpha * len(x) * _line_hessian(x)
 
 
-def _step_uphill(x, alpha):
+def _step_uphill(x: Tensor, alpha: float) -> Tensor:
     return torch.eye(2, dtype=x.dtype) + alpha * _line_hessian(x)
 
 
-def _hessian_alone(x, alpha):
+def _hessian_alone(x: Tensor, alpha: float) -> Tensor:
     return _line_hessian(x)
 
 
-def _without_identity(x, alpha):
+def _without_identity(x: Tensor, alpha: float) -> Tensor:
     return -alpha * _line_hessian(x)
 
 
-def _diagonal_only(x, alpha):
+def _diagonal_only(x: Tensor, alpha: float) -> Tensor:
     return torch.eye(2, dtype=x.dtype) - alpha * torch.diag(_line_hessian(x).diagonal())
 
 
-def _b_before_w(x, alpha):
+def _b_before_w(x: Tensor, alpha: float) -> Tensor:
     return jacobian_of_a_line(x, alpha).flip(0, 1)
 
 
-def _lines():
+def _lines() -> list[tuple]:
     return [
         (torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64), 0.3),
         (torch.tensor([0.2, 0.4, 0.9, -1.3], dtype=torch.float64), 0.05),
@@ -75,7 +78,7 @@ def _lines():
 # ---------------------------------------------------------------- 2.4
 
 
-def pull_back_one_step(loss_s, theta, alpha, v):
+def pull_back_one_step(loss_s: Callable[[Tensor], Tensor], theta: Tensor, alpha: float, v: Tensor) -> Tensor:
     """(I − αH)v without the matrix: loss_s(theta) is a scalar, theta and v are vectors."""
     theta = theta.detach().requires_grad_()
     (g,) = torch.autograd.grad(loss_s(theta), theta, create_graph=True)
@@ -84,44 +87,44 @@ def pull_back_one_step(loss_s, theta, alpha, v):
     return pulled
 
 
-def _gradient(loss_s, theta):
+def _gradient(loss_s: Callable[[Tensor], Tensor], theta: Tensor) -> Tensor:
     theta = theta.detach().requires_grad_()
     return torch.autograd.grad(loss_s(theta), theta)[0]
 
 
-def _hessian_product(loss_s, theta, alpha, v):
+def _hessian_product(loss_s: Callable[[Tensor], Tensor], theta: Tensor, alpha: float, v: Tensor) -> Tensor:
     return v - pull_back_one_step(loss_s, theta, 1.0, v)
 
 
-def _v_unchanged(loss_s, theta, alpha, v):
+def _v_unchanged(loss_s: Callable[[Tensor], Tensor], theta: Tensor, alpha: float, v: Tensor) -> Tensor:
     return v
 
 
-def _plus(loss_s, theta, alpha, v):
+def _plus(loss_s: Callable[[Tensor], Tensor], theta: Tensor, alpha: float, v: Tensor) -> Tensor:
     return pull_back_one_step(loss_s, theta, -alpha, v)
 
 
-def _without_alpha(loss_s, theta, alpha, v):
+def _without_alpha(loss_s: Callable[[Tensor], Tensor], theta: Tensor, alpha: float, v: Tensor) -> Tensor:
     return pull_back_one_step(loss_s, theta, 1.0, v)
 
 
-def _at_the_adapted_point(loss_s, theta, alpha, v):
+def _at_the_adapted_point(loss_s: Callable[[Tensor], Tensor], theta: Tensor, alpha: float, v: Tensor) -> Tensor:
     return pull_back_one_step(loss_s, theta - alpha * _gradient(loss_s, theta), alpha, v)
 
 
-def _squared_gradient(loss_s, theta, alpha, v):
+def _squared_gradient(loss_s: Callable[[Tensor], Tensor], theta: Tensor, alpha: float, v: Tensor) -> Tensor:
     g = _gradient(loss_s, theta)
     return v - alpha * g * (g @ v)
 
 
-def _adapted(loss_s, theta, alpha, v):
+def _adapted(loss_s: Callable[[Tensor], Tensor], theta: Tensor, alpha: float, v: Tensor) -> Tensor:
     return theta - alpha * _gradient(loss_s, theta)
 
 
-def _pullbacks():
+def _pullbacks() -> list[tuple]:
     generator = torch.Generator().manual_seed(0)
 
-    def draw(*shape):
+    def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     x, y = draw(6, 3), draw(6)
@@ -177,13 +180,13 @@ EXERCISES: list[Exercise] = [
             "you summed over the examples; the loss is their mean.": _sum_over_examples,
             "the sign is wrong: a gradient step subtracts, so the Jacobian is I − αH.": _step_uphill,
             "this is the Hessian H; the Jacobian of the step is I − αH.": _hessian_alone,
-            "the identity is missing: θ stands in θ′ = θ − α∇L_s(θ) as well.": _without_identity,
+            "the identity is missing: θ′ = θ − α∇L_s(θ) also contains θ itself.": _without_identity,
             "the entries off the diagonal are missing: moving w changes ∂L_s/∂b, too.": _diagonal_only,
             "w and b are in the other order: the first row and column belong to w.": _b_before_w,
         },
         hints=(
             "Write L_s = mean (w·x + b − y)² and take ∂/∂w and ∂/∂b first.",
-            "∂L_s/∂w = 2·mean(x·(w·x + b − y)). Derive it once more by w, then by b. What became of y?",
+            "∂L_s/∂w = 2·mean(x·(w·x + b − y)). Differentiate it again, with respect to w and b. What became of y?",
             "H = 2·[[mean x², mean x], [mean x, 1]]; the answer is I − αH.",
         ),
         cases=_lines,

@@ -1,17 +1,20 @@
 """Exercises of notebook 03: Hessian-vector products, and the recursion made of them."""
 
 import math
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
 from maml_edu.classroom.exercises import Exercise
 from maml_edu.data.sine import SineTasks
-from maml_edu.hessian_vector import hvp
+from maml_edu.hessian_vector import hvp, value_and_gradient
 from maml_edu.meta_gradient import adapt
 from maml_edu.models import mlp, mse
+from maml_edu.tasks import Loss, Params, TaskBatch
 
 
-def _problem(seed):
+def _problem(seed: int) -> tuple[Loss, Params, Params, TaskBatch, Params]:
     generator = torch.Generator().manual_seed(seed)
     model = mlp((1, 6, 6, 1), "tanh", generator, torch.float64)
     batch = SineTasks().sample(3, 5, generator=generator, dtype=torch.float64)
@@ -23,7 +26,7 @@ def _problem(seed):
 # ---- 3.1
 
 
-def _hvp_cases():
+def _hvp_cases() -> list[tuple]:
     cases = []
     for seed in (0, 1):
         loss, _, params, batch, v = _problem(seed)
@@ -31,39 +34,38 @@ def _hvp_cases():
     return cases
 
 
-def my_hvp(loss, params, x, y, v):
+def my_hvp(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
     leaf = {name: p.detach().requires_grad_() for name, p in params.items()}
     g = torch.autograd.grad(loss(leaf, x, y).sum(), list(leaf.values()), create_graph=True)
     hv = torch.autograd.grad(g, list(leaf.values()), grad_outputs=list(v.values()))
     return dict(zip(params, hv))
 
 
-def _gradient(loss, params, x, y, v=None):
-    leaf = {name: p.detach().requires_grad_() for name, p in params.items()}
-    return dict(zip(leaf, torch.autograd.grad(loss(leaf, x, y).sum(), list(leaf.values()))))
+def _gradient(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
+    return value_and_gradient(loss, params, x, y)[1]
 
 
-def _elementwise(loss, params, x, y, v):
-    g = _gradient(loss, params, x, y)
+def _elementwise(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
+    g = _gradient(loss, params, x, y, v)
     return {name: g[name] * v[name] for name in v}
 
 
-def _row_sums(loss, params, x, y, v):
+def _row_sums(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
     return my_hvp(loss, params, x, y, {name: torch.ones_like(t) for name, t in v.items()})
 
 
-def _wrong_sign(loss, params, x, y, v):
+def _wrong_sign(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
     return {name: -t for name, t in my_hvp(loss, params, x, y, v).items()}
 
 
-def _mean_over_tasks(loss, params, x, y, v):
+def _mean_over_tasks(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
     return {name: t / x.shape[0] for name, t in my_hvp(loss, params, x, y, v).items()}
 
 
 # ---- 3.2
 
 
-def best_exponent_one_sided():
+def best_exponent_one_sided() -> float:
     # error ≈ ε·|third derivatives| + rounding/ε: smallest near ε = √(machine epsilon) = √(2e-16) ≈ 1.5e-8
     return 0.5 * math.log10(torch.finfo(torch.float64).eps)
 
@@ -71,21 +73,21 @@ def best_exponent_one_sided():
 # ---- 3.3
 
 
-def epsilons_beside_a_kink():
+def epsilons_beside_a_kink() -> tuple[int, int]:
     slope = torch.func.grad(lambda w: 0.5 * torch.relu(w) ** 2 + torch.relu(w))
     w = torch.tensor(3e-5, dtype=torch.float64)  # right of the kink: the second derivative is 1
     error = {}
     for exponent in range(-10, 0):
         epsilon = 10.0**exponent
-        error[exponent] = abs((slope(w + epsilon) - slope(w - epsilon)) / (2 * epsilon) - 1)
+        error[exponent] = abs(float(slope(w + epsilon) - slope(w - epsilon)) / (2 * epsilon) - 1)
     largest_good = max(exponent for exponent in error if error[exponent] < 0.01)
-    return largest_good, max(error, key=error.get)
+    return largest_good, max(error, key=error.__getitem__)
 
 
 # ---- 3.4
 
 
-def hvps_and_order():
+def hvps_and_order() -> tuple[int, int]:
     steps = 5
     hessian_vector_products = steps  # one per inner step, whatever the number of parameters
     highest_derivative = 2  # every Jacobian I − αH_j holds second derivatives; no step is differentiated twice
@@ -95,7 +97,7 @@ def hvps_and_order():
 # ---- 3.5
 
 
-def _pull_back_cases():
+def _pull_back_cases() -> list[tuple]:
     cases = []
     for seed, steps in ((2, 3), (3, 2)):
         loss, theta, _, batch, v = _problem(seed)
@@ -106,14 +108,14 @@ def _pull_back_cases():
     return cases
 
 
-def my_pull_back(loss, path, x, y, alpha, v):
+def my_pull_back(loss: Loss, path: list[Params], x: Tensor, y: Tensor, alpha: Params, v: Params) -> Params:
     for theta_j in reversed(path[:-1]):
         hv = hvp(loss, theta_j, x, y, {name: alpha[name] * v[name] for name in v})
         v = {name: v[name] - hv[name] for name in v}
     return v
 
 
-def _always_the_first_v(loss, path, x, y, alpha, v):
+def _always_the_first_v(loss: Loss, path: list[Params], x: Tensor, y: Tensor, alpha: Params, v: Params) -> Params:
     total = v
     for theta_j in reversed(path[:-1]):
         hv = hvp(loss, theta_j, x, y, {name: alpha[name] * v[name] for name in v})
@@ -121,19 +123,25 @@ def _always_the_first_v(loss, path, x, y, alpha, v):
     return total
 
 
-def _three_products(loss, path, x, y, alpha, v):
+def _three_products(loss: Loss, path: list[Params], x: Tensor, y: Tensor, alpha: Params, v: Params) -> Params:
     for theta_j in [path[min(j, len(path) - 1)] for j in (2, 1, 0)]:
         hv = hvp(loss, theta_j, x, y, {name: alpha[name] * v[name] for name in v})
         v = {name: v[name] - hv[name] for name in v}
     return v
 
 
-def _along(points, inside=True, outside=False, sign=1.0, rate=True):
+def _along(
+    points: Callable[[list[Params]], Iterable[Params]],
+    inside: bool = True,
+    outside: bool = False,
+    sign: float = 1.0,
+    with_alpha: bool = True,
+) -> Callable[..., Params]:
     """Wrong recursions: at other points, in another order, with α elsewhere, twice or not at all."""
 
-    def pull_back(loss, path, x, y, alpha, v):
+    def pull_back(loss: Loss, path: list[Params], x: Tensor, y: Tensor, alpha: Params, v: Params) -> Params:
         for theta_j in points(path):
-            a = alpha if rate else {name: torch.ones_like(t) for name, t in alpha.items()}
+            a = alpha if with_alpha else {name: torch.ones_like(t) for name, t in alpha.items()}
             hv = my_hvp(loss, theta_j, x, y, {name: a[name] * v[name] for name in v} if inside else v)
             if outside:
                 hv = {name: a[name] * t for name, t in hv.items()}
@@ -251,7 +259,7 @@ EXERCISES: list[Exercise] = [
             "the second product takes the v that the first one left, not the query gradient again": _always_the_first_v,
             "this is right for K = 3 only, and the second case has K = 2: make a loop of it": _three_products,
             "only the last step is pulled back": _along(lambda path: path[-2:-1]),
-            "α is missing": _along(lambda path: reversed(path[:-1]), rate=False),
+            "α is missing": _along(lambda path: reversed(path[:-1]), with_alpha=False),
         },
         hints=(
             "With K = 3 the points are path[2], path[1], path[0], in this order; path[3] is φ, where no step starts.",

@@ -1,56 +1,43 @@
 """Exercises of notebook 04: first-order approximations."""
 
+from collections.abc import Callable, Iterable
+
 import torch
 
 from maml_edu.classroom.exercises import Exercise
-from maml_edu.data.sine import SineTasks
-from maml_edu.hessian_vector import hvp
+from maml_edu.classroom.exercises.small_problem import small_problem
+from maml_edu.hessian_vector import hvp, value_and_gradient
 from maml_edu.meta_gradient import adapt
-from maml_edu.models import mlp, mse
-from maml_edu.tasks import mean_over_tasks
-
-
-def _gradient(loss, params, x, y):
-    leaf = {name: p.detach().requires_grad_() for name, p in params.items()}
-    return dict(zip(leaf, torch.autograd.grad(loss(leaf, x, y).sum(), list(leaf.values()))))
-
-
-def small_problem(seed):
-    """A tanh network and three sine tasks, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    model = mlp((1, 6, 1), "tanh", generator, torch.float64)
-    batch = SineTasks(amplitude=(1.0, 3.0)).sample(3, 4, 6, generator, torch.float64)
-    return mse(model.apply), model.theta, batch
-
+from maml_edu.tasks import Loss, Params, TaskBatch, mean_over_tasks
 
 # ---------------------------------------------------------------- 4.1
 
 
-def reptile_direction(loss, theta, batch, alpha, steps):
+def reptile_direction(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Params:
     x = torch.cat([batch.support_x, batch.query_x], 1)
     y = torch.cat([batch.support_y, batch.query_y], 1)
     phi = adapt(loss, theta, x, y, alpha, steps)[-1]
     return {name: (theta[name] - phi[name]).mean(0) / alpha for name in theta}
 
 
-def _not_divided(loss, theta, batch, alpha, steps):
+def _not_divided(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Params:
     return {name: alpha * g for name, g in reptile_direction(loss, theta, batch, alpha, steps).items()}
 
 
-def _turned_round(loss, theta, batch, alpha, steps):
+def _turned_round(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Params:
     return {name: -g for name, g in reptile_direction(loss, theta, batch, alpha, steps).items()}
 
 
-def _support_only(loss, theta, batch, alpha, steps):
+def _support_only(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Params:
     phi = adapt(loss, theta, batch.support_x, batch.support_y, alpha, steps)[-1]
     return {name: (theta[name] - phi[name]).mean(0) / alpha for name in theta}
 
 
-def _fomaml(loss, theta, batch, alpha, steps):
+def _fomaml(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Params:
     return truncated_maml(loss, theta, batch, alpha, steps, 0)
 
 
-def _per_step(loss, theta, batch, alpha, steps):
+def _per_step(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Params:
     return {name: g / steps for name, g in reptile_direction(loss, theta, batch, alpha, steps).items()}
 
 
@@ -80,25 +67,25 @@ REPTILE = Exercise(
 _CURVATURES, _CENTRES, _ALPHA = (1.0, 2.0), (0.0, 3.0), 0.25
 
 
-def _weighted_centre(weights):
+def _weighted_centre(weights: list[float] | tuple[float, float]) -> float:
     return sum(w * c for w, c in zip(weights, _CENTRES)) / sum(weights)
 
 
-def fomaml_fixed_point():
+def fomaml_fixed_point() -> float:
     curvatures, centres, alpha = (1.0, 2.0), (0.0, 3.0), 0.25
     weights = [h * (1 - alpha * h) for h in curvatures]  # 0.75 and 1.0
     return sum(w * c for w, c in zip(weights, centres)) / sum(weights)  # 12/7
 
 
-def _maml_optimum():
+def _maml_optimum() -> float:
     return _weighted_centre([h * (1 - _ALPHA * h) ** 2 for h in _CURVATURES])
 
 
-def _joint_optimum():
+def _joint_optimum() -> float:
     return _weighted_centre(_CURVATURES)
 
 
-def _without_curvature():
+def _without_curvature() -> float:
     return _weighted_centre([1 - _ALPHA * h for h in _CURVATURES])
 
 
@@ -124,20 +111,20 @@ FIXED_POINT = Exercise(
 # ---------------------------------------------------------------- 4.3
 
 
-def signs_past_one():
+def signs_past_one() -> tuple[str, ...]:
     factors = [(1 - 1.5) ** steps for steps in (1, 2, 3)]  # −0.5, 0.25, −0.125
     return tuple("same" if factor > 0 else "opposite" for factor in factors)
 
 
-def _all_opposite():
+def _all_opposite() -> tuple[str, str, str]:
     return ("opposite", "opposite", "opposite")
 
 
-def _all_same():
+def _all_same() -> tuple[str, str, str]:
     return ("same", "same", "same")
 
 
-def _parity_exchanged():
+def _parity_exchanged() -> tuple[str, str, str]:
     return ("same", "opposite", "same")
 
 
@@ -161,7 +148,7 @@ SIGNS = Exercise(
 # ---------------------------------------------------------------- 4.4
 
 
-def truncated_maml(loss, theta, batch, alpha, steps, keep):
+def truncated_maml(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int, keep: int) -> Params:
     x, y = batch.support_x, batch.support_y
     path = adapt(loss, theta, x, y, alpha, steps)
     phi = {name: p.detach().requires_grad_() for name, p in path[-1].items()}
@@ -173,12 +160,12 @@ def truncated_maml(loss, theta, batch, alpha, steps, keep):
     return {name: p.mean(0) for name, p in v.items()}
 
 
-def _products_at(which, side="support"):
+def _products_at(which: Callable[[int, int], Iterable[int]], side: str = "support") -> Callable[..., Params]:
     """The same with the Hessians, of the loss on `side`, of the steps that `which(steps, keep)` lists."""
 
-    def wrong(loss, theta, batch, alpha, steps, keep):
+    def wrong(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int, keep: int) -> Params:
         path = adapt(loss, theta, batch.support_x, batch.support_y, alpha, steps)
-        v = _gradient(loss, path[-1], batch.query_x, batch.query_y)
+        v = value_and_gradient(loss, path[-1], batch.query_x, batch.query_y)[1]
         x, y = (batch.support_x, batch.support_y) if side == "support" else (batch.query_x, batch.query_y)
         for j in which(steps, keep):
             hv = hvp(loss, path[j], x, y, v)
@@ -188,9 +175,9 @@ def _products_at(which, side="support"):
     return wrong
 
 
-def _added_up(loss, theta, batch, alpha, steps, keep):
+def _added_up(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int, keep: int) -> Params:
     path = adapt(loss, theta, batch.support_x, batch.support_y, alpha, steps)
-    first = _gradient(loss, path[-1], batch.query_x, batch.query_y)
+    first = value_and_gradient(loss, path[-1], batch.query_x, batch.query_y)[1]
     v = first
     for j in range(steps - 1, steps - 1 - keep, -1):
         hv = hvp(loss, path[j], batch.support_x, batch.support_y, first)

@@ -3,16 +3,18 @@
 import math
 
 import torch
+from torch import Tensor
 
 from maml_edu.classroom.exercises import Exercise
 from maml_edu.data.sine import SineTasks
 from maml_edu.meta_gradient import adapt
 from maml_edu.models import mlp, mse
+from maml_edu.models.model import Model
 
 # ---- 5.1
 
 
-def _paired_cases():
+def _paired_cases() -> list[tuple]:
     generator = torch.Generator().manual_seed(0)
     difficulty = torch.rand(600, generator=generator, dtype=torch.float64).square() * 4
     noise = torch.randn(2, 600, generator=generator, dtype=torch.float64) * 0.1
@@ -22,46 +24,46 @@ def _paired_cases():
     ]
 
 
-def paired_difference(a, b):
+def paired_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     d = a - b
     return d.mean(), 1.96 * d.std() / math.sqrt(len(d))
 
 
-def _unpaired(a, b):
+def _unpaired(a: Tensor, b: Tensor) -> tuple[Tensor, float]:
     return (a - b).mean(), 1.96 * math.sqrt((a.var() + b.var()) / len(a))
 
 
-def _standard_deviation(a, b):
+def _standard_deviation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return (a - b).mean(), 1.96 * (a - b).std()
 
 
-def _standard_error(a, b):
+def _standard_error(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return (a - b).mean(), (a - b).std() / math.sqrt(len(a))
 
 
-def _population(a, b):
+def _population(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return (a - b).mean(), 1.96 * (a - b).std(correction=0) / math.sqrt(len(a))
 
 
-def _factor_two(a, b):
+def _factor_two(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return (a - b).mean(), 2 * (a - b).std() / math.sqrt(len(a))
 
 
-def _other_way_round(a, b):
+def _other_way_round(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return (b - a).mean(), paired_difference(a, b)[1]
 
 
 # ---- 5.3
 
 
-def step_size_is_learned():
+def step_size_is_learned() -> str:
     return "c"
 
 
 # ---- 5.2
 
 
-def _curve_cases():
+def _curve_cases() -> list[tuple]:
     generator = torch.Generator().manual_seed(1)
     model = mlp((1, 8, 8, 1), "tanh", generator, torch.float64)
     batch = SineTasks().sample(1, 5, generator=generator, dtype=torch.float64)
@@ -69,26 +71,28 @@ def _curve_cases():
     return [(model, batch.support_x[0], batch.support_y[0], 0.02, 3, grid)]
 
 
-def adapted_curve(model, support_x, support_y, alpha, steps, grid):
+def adapted_curve(model: Model, support_x: Tensor, support_y: Tensor, alpha: float, steps: int, grid: Tensor) -> Tensor:
     x, y = support_x.unsqueeze(0), support_y.unsqueeze(0)  # [1, shots, 1]: one task is still a batch of tasks
     phi = adapt(mse(model.apply), model.theta, x, y, alpha, steps)[-1]
     with torch.no_grad():
         return model.apply(phi, grid.view(1, -1, 1)).flatten()
 
 
-def _not_adapted(model, support_x, support_y, alpha, steps, grid):
+def _not_adapted(model: Model, support_x: Tensor, support_y: Tensor, alpha: float, steps: int, grid: Tensor) -> Tensor:
     return adapted_curve(model, support_x, support_y, alpha, 0, grid)
 
 
-def _one_step(model, support_x, support_y, alpha, steps, grid):
+def _one_step(model: Model, support_x: Tensor, support_y: Tensor, alpha: float, steps: int, grid: Tensor) -> Tensor:
     return adapted_curve(model, support_x, support_y, alpha, 1, grid)
 
 
-def _uphill(model, support_x, support_y, alpha, steps, grid):
+def _uphill(model: Model, support_x: Tensor, support_y: Tensor, alpha: float, steps: int, grid: Tensor) -> Tensor:
     return adapted_curve(model, support_x, support_y, -alpha, steps, grid)
 
 
-def _point_by_point(model, support_x, support_y, alpha, steps, grid):
+def _point_by_point(
+    model: Model, support_x: Tensor, support_y: Tensor, alpha: float, steps: int, grid: Tensor
+) -> Tensor:
     x, y = support_x.unsqueeze(1), support_y.unsqueeze(1)  # [shots, 1, 1]: every point a task of its own
     phi = adapt(mse(model.apply), model.theta, x, y, alpha, steps)[-1]
     with torch.no_grad():

@@ -1,23 +1,27 @@
 """Exercises of notebook 06: is it really MAML?"""
 
+from collections.abc import Callable
+
 import torch
 
 from maml_edu.classroom.exercises import Exercise
-from maml_edu.data.sine import SineTasks
-from maml_edu.hessian_vector import hvp
+from maml_edu.classroom.exercises.small_problem import small_problem
+from maml_edu.hessian_vector import hvp, value_and_gradient
 from maml_edu.meta_gradient import adapt
-from maml_edu.models import mlp, mse
+from maml_edu.tasks import Loss, Params, TaskBatch, mean_over_tasks
 
 # ---------------------------------------------------------------- 6.1
 
 
-def in_some_order(honest, at_theta, support_as_query, sum_for_mean):
+def in_some_order(
+    honest: Callable, at_theta: Callable, support_as_query: Callable, sum_for_mean: Callable
+) -> list[Callable]:
     """The four functions of exercise 6.1 in an order that the reader does not see."""
     by_letter = {"R": honest, "T": at_theta, "S": support_as_query, "U": sum_for_mean}
     return [by_letter[letter] for letter in order_of_the_curves()]
 
 
-def order_of_the_curves():
+def order_of_the_curves() -> str:
     return "SRUT"  # support as query, right, sum for mean, query loss at θ
 
 
@@ -43,7 +47,7 @@ CURVES = Exercise(
 # ---------------------------------------------------------------- 6.2
 
 
-def who_is_fomaml():
+def who_is_fomaml() -> set[str]:
     return {"A", "B"}
 
 
@@ -73,7 +77,7 @@ WHO = Exercise(
 # ---------------------------------------------------------------- 6.3
 
 
-def mended(loss, theta, batch, alpha, steps):
+def both_bugs_fixed(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Params:
     support = batch.support_x, batch.support_y
     path = adapt(loss, theta, *support, alpha, steps)
     leaf = {name: p.detach().requires_grad_() for name, p in path[-1].items()}
@@ -85,43 +89,27 @@ def mended(loss, theta, batch, alpha, steps):
     return {name: per_task.mean(0) for name, per_task in v.items()}
 
 
-def _variant(judged, places):
-    def wrong(loss, theta, batch, alpha, steps):
+def _variant(query_at: int, hessians_at: slice, forwards: bool = False) -> Callable[..., Params]:
+    """The same with the query gradient at another point, the Hessians at others, or the steps in forward order."""
+
+    def wrong(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Params:
         support = batch.support_x, batch.support_y
         path = adapt(loss, theta, *support, alpha, steps)
-        leaf = {name: p.detach().clone().requires_grad_() for name, p in path[judged].items()}
-        g = torch.autograd.grad(loss(leaf, batch.query_x, batch.query_y).sum(), list(leaf.values()))
-        v = dict(zip(leaf, g))
-        for theta_j in reversed(path[places]):
+        _, v = value_and_gradient(loss, path[query_at], batch.query_x, batch.query_y)
+        points = path[hessians_at]
+        for theta_j in points if forwards else reversed(points):
             hv = hvp(loss, theta_j, *support, v)
             v = {name: v[name] - alpha * hv[name] for name in v}
-        return {name: per_task.mean(0) for name, per_task in v.items()}
+        return mean_over_tasks(v)
 
     return wrong
-
-
-def _forwards(loss, theta, batch, alpha, steps):
-    path = adapt(loss, theta, batch.support_x, batch.support_y, alpha, steps)
-    leaf = {name: p.detach().clone().requires_grad_() for name, p in path[-1].items()}
-    g = torch.autograd.grad(loss(leaf, batch.query_x, batch.query_y).sum(), list(leaf.values()))
-    v = dict(zip(leaf, g))
-    for theta_j in path[:-1]:
-        hv = hvp(loss, theta_j, batch.support_x, batch.support_y, v)
-        v = {name: v[name] - alpha * hv[name] for name in v}
-    return {name: per_task.mean(0) for name, per_task in v.items()}
-
-
-def _sines(seed):
-    generator = torch.Generator().manual_seed(seed)
-    model = mlp((1, 6, 1), "tanh", generator, torch.float64)
-    return mse(model.apply), model.theta, SineTasks().sample(3, 4, 6, generator, torch.float64)
 
 
 TWO_BUGS = Exercise(
     number="6.3",
     title="two bugs in one",
-    reference=mended,
-    cases=lambda: [(*_sines(0), 0.1, 2), (*_sines(1), 0.2, 3)],
+    reference=both_bugs_fixed,
+    cases=lambda: [(*small_problem(0), 0.1, 2), (*small_problem(1), 0.2, 3)],
     mistakes={
         "Both bugs are still there.": _variant(0, slice(1, None)),
         "The query gradient is at φ now. Still wrong: the Hessian of step j belongs to θ_j, where the step began, not "
@@ -129,7 +117,9 @@ TWO_BUGS = Exercise(
         "The Hessians are right now. Still wrong: v starts as the query gradient at φ = path[-1].": _variant(
             0, slice(None, -1)
         ),
-        "The right points in the wrong order: the last step is pulled back first.": _forwards,
+        "The right points in the wrong order: the last step is pulled back first.": _variant(
+            -1, slice(None, -1), forwards=True
+        ),
         "There is one Hessian too many: path holds θ_0 … θ_K, and no step begins at θ_K.": _variant(-1, slice(None)),
     },
     hints=(
@@ -143,7 +133,7 @@ TWO_BUGS = Exercise(
 # ---------------------------------------------------------------- 6.4
 
 
-def mixed_derivatives():
+def mixed_derivatives() -> tuple[float, float, float]:
     h, weight = 3.0, 2.0
     without = 0.0  # the derivative of h(φ − c) with respect to θ: θ does not occur
     proximal = -weight  # of h(φ − c) + λ(φ − θ)
@@ -171,7 +161,7 @@ MIXED = Exercise(
         "Two signs: the mixed derivative is −λ, and −(−λ)/(h + λ) is positive.": lambda: (0.0, 2.0, -0.4),
     },
     hints=(
-        "Differentiate by φ first, then by θ. Where no θ is left, the answer is 0.",
+        "Differentiate with respect to φ first, then θ. Where no θ is left, the answer is 0.",
         "For dφ/dθ: minus the mixed derivative, divided by ∂²L/∂φ² = h + λ.",
     ),
     remark="φ follows θ by λ/(h + λ) of the way: the stiffer the proximal term, the more.",

@@ -3,16 +3,20 @@
 import math
 
 import torch
+from torch import Tensor
 
 from maml_edu.classroom.exercises import Exercise
 from maml_edu.meta_gradient import adapt
 from maml_edu.models import conv4, cross_entropy
-from maml_edu.tasks import TaskBatch
+from maml_edu.models.model import Apply
+from maml_edu.tasks import Params, TaskBatch
 
 # ---------------------------------------------------------------- 7.1
 
+Episode = tuple[Tensor, Tensor, Tensor, Tensor]  # support_x, support_y, query_x, query_y
 
-def build_episode(images, classes, drawings, shots):
+
+def build_episode(images: Tensor, classes: Tensor, drawings: Tensor, shots: int) -> Episode:
     ways, drawn = drawings.shape
     chosen = images[classes[:, None], drawings]  # [ways, shots + queries, 28, 28]
     support_x = chosen[:, :shots].flatten(0, 1)
@@ -21,180 +25,180 @@ def build_episode(images, classes, drawings, shots):
     return support_x, label.repeat_interleave(shots), query_x, label.repeat_interleave(drawn - shots)
 
 
-def _deals():
+def _deals() -> list[tuple]:
     g = torch.Generator().manual_seed(71)
     images = torch.randint(0, 256, (12, 6, 2, 2), generator=g).double() / 255
 
-    def deal(ways, drawn):
+    def deal(ways: int, drawn: int) -> tuple[Tensor, Tensor]:
         classes = torch.randperm(12, generator=g)[:ways]
         return classes, torch.stack([torch.randperm(6, generator=g)[:drawn] for _ in range(ways)])
 
     return [(images, *deal(3, 4), 1), (images, *deal(4, 6), 2)]
 
 
-def _labels_are_character_numbers(images, classes, drawings, shots):
+def _labels_are_character_numbers(images: Tensor, classes: Tensor, drawings: Tensor, shots: int) -> Episode:
     support_x, support_y, query_x, query_y = build_episode(images, classes, drawings, shots)
     return support_x, classes[support_y], query_x, classes[query_y]
 
 
-def _labels_repeated_the_other_way(images, classes, drawings, shots):
+def _labels_repeated_the_other_way(images: Tensor, classes: Tensor, drawings: Tensor, shots: int) -> Episode:
     support_x, _, query_x, _ = build_episode(images, classes, drawings, shots)
     ways, drawn = drawings.shape
     return support_x, torch.arange(ways).repeat(shots), query_x, torch.arange(ways).repeat(drawn - shots)
 
 
-def _support_among_the_queries(images, classes, drawings, shots):
+def _support_among_the_queries(images: Tensor, classes: Tensor, drawings: Tensor, shots: int) -> Episode:
     support_x, support_y, _, _ = build_episode(images, classes, drawings, shots)
     query_x = images[classes[:, None], drawings].flatten(0, 1)
     return support_x, support_y, query_x, torch.arange(len(classes)).repeat_interleave(drawings.shape[1])
 
 
-def _queries_from_the_front(images, classes, drawings, shots):
+def _queries_from_the_front(images: Tensor, classes: Tensor, drawings: Tensor, shots: int) -> Episode:
     support_x, support_y, _, query_y = build_episode(images, classes, drawings, shots)
     query_x = images[classes[:, None], drawings][:, : drawings.shape[1] - shots].flatten(0, 1)
     return support_x, support_y, query_x, query_y
 
 
-def _positions_for_characters(images, classes, drawings, shots):
+def _positions_for_characters(images: Tensor, classes: Tensor, drawings: Tensor, shots: int) -> Episode:
     return build_episode(images, torch.arange(len(classes)), drawings, shots)
 
 
 # ---------------------------------------------------------------- 7.2
 
 
-def loss_of_knowing_nothing():
+def loss_of_knowing_nothing() -> float:
     ways = 20
     probability_of_the_right_class = 1 / ways
     return -math.log(probability_of_the_right_class)
 
 
-def _sign_forgotten():
+def _sign_forgotten() -> float:
     return math.log(1 / 20)
 
 
-def _in_bits():
+def _in_bits() -> float:
     return math.log2(20)
 
 
-def _in_decimal_digits():
+def _in_decimal_digits() -> float:
     return math.log10(20)
 
 
-def _probability_of_a_wrong_answer():
+def _probability_of_a_wrong_answer() -> float:
     return 1 - 1 / 20
 
 
-def _for_five_ways():
+def _for_five_ways() -> float:
     return math.log(5)
 
 
 # ---------------------------------------------------------------- 7.3
 
 
-def alpha_for_the_mean(alpha, ways, shots, divided_by):
+def alpha_for_the_mean(alpha: float, ways: int, shots: int, divided_by: int) -> float:
     # the other loss is c times the mean loss, so its gradient is c times as long: take c times the step
     examples = ways * shots
     return alpha * examples / divided_by
 
 
-def _rates_to_convert():
+def _step_sizes_to_convert() -> list[tuple]:
     return [(0.4, 5, 1, 1), (0.1, 20, 5, 5), (0.3, 5, 4, 1), (0.4, 5, 2, 10)]
 
 
-def _as_it_is(alpha, ways, shots, divided_by):
+def _as_it_is(alpha: float, ways: int, shots: int, divided_by: int) -> float:
     return alpha
 
 
-def _upside_down(alpha, ways, shots, divided_by):
+def _upside_down(alpha: float, ways: int, shots: int, divided_by: int) -> float:
     return alpha * divided_by / (ways * shots)
 
 
-def _from_the_plain_sum(alpha, ways, shots, divided_by):
+def _from_the_plain_sum(alpha: float, ways: int, shots: int, divided_by: int) -> float:
     return alpha * ways * shots
 
 
-def _times_ways(alpha, ways, shots, divided_by):
+def _times_ways(alpha: float, ways: int, shots: int, divided_by: int) -> float:
     return alpha * ways
 
 
 # ---------------------------------------------------------------- 7.4
 
 
-def which_are_transductive():
+def which_are_transductive() -> dict[str, bool]:
     # would another set of fellow queries change the answer to this query?
     return {"transductive": True, "one-query": False, "support": False, "running": False}
 
 
-def _single_query_counted():
+def _single_query_counted() -> dict[str, bool]:
     return which_are_transductive() | {"one-query": True}
 
 
-def _support_counted():
+def _support_counted() -> dict[str, bool]:
     return _single_query_counted() | {"support": True}
 
 
-def _running_counted():
+def _running_counted() -> dict[str, bool]:
     return which_are_transductive() | {"running": True}
 
 
-def _only_labels_counted():
+def _only_labels_counted() -> dict[str, bool]:
     return which_are_transductive() | {"transductive": False}
 
 
 # ---------------------------------------------------------------- 7.5
 
 
-def two_accuracies(apply, phi, batch):
+def two_accuracies(apply: Apply, phi: Params, batch: TaskBatch) -> tuple[Tensor, ...]:
     together = apply(phi, batch.query_x)
     alone = [apply(phi, q, context=torch.cat([batch.support_x, q], 1)) for q in batch.query_x.split(1, dim=1)]
     right = [logits.argmax(-1) == batch.query_y for logits in (together, torch.cat(alone, 1))]
     return tuple(r.double().mean(1) for r in right)
 
 
-def _adapted_network(seed, ways, shots):
+def _adapted_network(seed: int, ways: int, shots: int) -> tuple[Apply, Params, TaskBatch]:
     """A small network after some inner steps, on noisy pictures of 8 × 8: (apply, φ, batch)."""
     g = torch.Generator().manual_seed(seed)
-    model = conv4(ways, filters=6, image=8, generator=g, dtype=torch.float64)
+    model = conv4(ways, filters=4, image=8, generator=g, dtype=torch.float64)
     label = torch.arange(ways).repeat(3, 1)  # [T, ways]
     pattern = torch.rand(3, ways, 1, 8, 8, generator=g, dtype=torch.float64)
 
-    def draw(each):
+    def draw(each: int) -> tuple[Tensor, Tensor]:
         x = pattern.repeat_interleave(each, 1)
         return x + 0.4 * torch.randn(x.shape, generator=g, dtype=x.dtype), label.repeat_interleave(each, 1)
 
-    batch = TaskBatch(*draw(shots), *draw(8))
+    batch = TaskBatch(*draw(shots), *draw(6))
     phi = adapt(cross_entropy(model.apply), model.theta, batch.support_x, batch.support_y, 0.5, 3)[-1]
     return model.apply, phi, batch
 
 
-def _accuracies(apply, phi, batch, *contexts):
+def _accuracies(apply: Apply, phi: Params, batch: TaskBatch, *contexts: Tensor | None) -> tuple[Tensor, ...]:
     """One accuracy per context, for all queries in one call."""
     right = [apply(phi, batch.query_x, context=c).argmax(-1) == batch.query_y for c in contexts]
     return tuple(r.double().mean(1) for r in right)
 
 
-def _both_together(apply, phi, batch):
+def _both_together(apply: Apply, phi: Params, batch: TaskBatch) -> tuple[Tensor, ...]:
     return _accuracies(apply, phi, batch, None, None)
 
 
-def _support_only(apply, phi, batch):
+def _support_only(apply: Apply, phi: Params, batch: TaskBatch) -> tuple[Tensor, ...]:
     return _accuracies(apply, phi, batch, None, batch.support_x)
 
 
-def _support_and_all_queries(apply, phi, batch):
+def _support_and_all_queries(apply: Apply, phi: Params, batch: TaskBatch) -> tuple[Tensor, ...]:
     return _accuracies(apply, phi, batch, None, torch.cat([batch.support_x, batch.query_x], 1))
 
 
-def _alone_without_support(apply, phi, batch):
+def _alone_without_support(apply: Apply, phi: Params, batch: TaskBatch) -> tuple[Tensor, ...]:
     alone = torch.cat([apply(phi, q) for q in batch.query_x.split(1, dim=1)], 1)
     return two_accuracies(apply, phi, batch)[0], (alone.argmax(-1) == batch.query_y).double().mean(1)
 
 
-def _exchanged(apply, phi, batch):
+def _exchanged(apply: Apply, phi: Params, batch: TaskBatch) -> tuple[Tensor, ...]:
     return two_accuracies(apply, phi, batch)[::-1]
 
 
-def _one_number_for_all_tasks(apply, phi, batch):
+def _one_number_for_all_tasks(apply: Apply, phi: Params, batch: TaskBatch) -> tuple[Tensor, ...]:
     return tuple(accuracy.mean() for accuracy in two_accuracies(apply, phi, batch))
 
 
@@ -247,7 +251,7 @@ EXERCISES: list[Exercise] = [
         number="7.3",
         title="The same step for another average",
         reference=alpha_for_the_mean,
-        cases=_rates_to_convert,
+        cases=_step_sizes_to_convert,
         mistakes={
             "This takes over α as it is. The other loss is a multiple of the mean, and so is its gradient.": _as_it_is,
             "The factor is upside down: the sum has the longer gradient, so the mean needs the larger α.": _upside_down,

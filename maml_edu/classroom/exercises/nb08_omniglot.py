@@ -3,37 +3,38 @@
 import math
 
 import torch
+from torch import Tensor
 
 from maml_edu.classroom.exercises import Exercise
 
 # ---- 8.1
 
 
-def _drawings():
+def _drawings() -> list[tuple]:
     generator = torch.Generator().manual_seed(4)
     x = torch.rand(2, 3, 2, 4, 4, generator=generator, dtype=torch.float64)
     return [(x, torch.tensor([[0, 1, 2], [3, 2, 1]])), (x[:1], torch.tensor([[1, 3, 0]]))]
 
 
-def rotate_classes(x, turns):
+def rotate_classes(x: Tensor, turns: Tensor) -> Tensor:
     rotated = torch.stack([x.rot90(turn, (-2, -1)) for turn in range(4)])  # [4, T, n, k, 28, 28]
     task, label = torch.meshgrid(torch.arange(x.shape[0]), torch.arange(x.shape[1]), indexing="ij")
     return rotated[turns, task, label]
 
 
-def _clockwise(x, turns):
+def _clockwise(x: Tensor, turns: Tensor) -> Tensor:
     return rotate_classes(x, (4 - turns) % 4)
 
 
-def _one_per_task(x, turns):
+def _one_per_task(x: Tensor, turns: Tensor) -> Tensor:
     return rotate_classes(x, turns[:, :1].expand_as(turns))
 
 
-def _one_per_label(x, turns):
+def _one_per_label(x: Tensor, turns: Tensor) -> Tensor:
     return rotate_classes(x, turns[:1].expand_as(turns))
 
 
-def _one_per_drawing(x, turns):
+def _one_per_drawing(x: Tensor, turns: Tensor) -> Tensor:
     first, rest = rotate_classes(x[:, :, :1], turns), rotate_classes(x[:, :, 1:], (turns + 1) % 4)
     return torch.cat([first, rest], 2)
 
@@ -41,7 +42,7 @@ def _one_per_drawing(x, turns):
 # ---- 8.2
 
 
-def _accuracies():
+def _accuracies() -> list[tuple]:
     """Per-task accuracies as a test gives them: 5 queries a task."""
     generator = torch.Generator().manual_seed(0)
     few = torch.tensor([0.6, 1.0, 0.8, 1.0, 0.4], dtype=torch.float64)
@@ -49,65 +50,65 @@ def _accuracies():
     return [(few,), (many,)]
 
 
-def my_interval(values):
+def my_interval(values: Tensor) -> tuple[Tensor, Tensor]:
     n = len(values)
     mean = values.sum() / n
     variance = ((values - mean) ** 2).sum() / (n - 1)
     return mean, 1.96 * torch.sqrt(variance / n)
 
 
-def _spread(values):
+def _spread(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(), values.std()
 
 
-def _spread_196(values):
+def _spread_196(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(), 1.96 * values.std()
 
 
-def _standard_error(values):
+def _standard_error(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(), values.std() / math.sqrt(len(values))
 
 
-def _biased(values):
+def _biased(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(), 1.96 * values.std(correction=0) / math.sqrt(len(values))
 
 
-def _no_root(values):
+def _no_root(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(), 1.96 * values.std() / len(values)
 
 
-def _full_width(values):
+def _full_width(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(), 2 * my_interval(values)[1]
 
 
 # ---- 8.3
 
 
-def tasks_needed():
+def tasks_needed() -> float:
     s, half_width = 0.12, 0.002
     return (1.96 * s / half_width) ** 2
 
 
-def _without_square():
+def _without_square() -> float:
     return 1.96 * 0.12 / 0.002
 
 
-def _without_196():
+def _without_196() -> float:
     return (0.12 / 0.002) ** 2
 
 
-def _from_full_width():
+def _from_full_width() -> float:
     return (1.96 * 0.12 / 0.001) ** 2
 
 
-def _percent_mixed_up():
+def _percent_mixed_up() -> float:
     return (1.96 * 0.12 / 0.2) ** 2
 
 
 # ---- 8.4
 
 
-def _halves():
+def _halves() -> list[tuple]:
     """Accuracies [steps, tasks] and a mask [tasks] of the half that chooses."""
     cases = []
     for seed in (4, 6):
@@ -117,30 +118,30 @@ def _halves():
     return cases
 
 
-def choose_and_report(values, chooser):
+def choose_and_report(values: Tensor, chooser: Tensor) -> tuple[Tensor, Tensor]:
     best = values[:, chooser].mean(1).argmax()
     return values[best, chooser].mean(), values[best, ~chooser].mean()
 
 
-def _choose_on_all(values, chooser):
+def _choose_on_all(values: Tensor, chooser: Tensor) -> tuple[Tensor, Tensor]:
     best = values.mean(1).argmax()
     return values[best, chooser].mean(), values[best, ~chooser].mean()
 
 
-def _choose_twice(values, chooser):
+def _choose_twice(values: Tensor, chooser: Tensor) -> tuple[Tensor, Tensor]:
     return values[:, chooser].mean(1).max(), values[:, ~chooser].mean(1).max()
 
 
-def _swapped(values, chooser):
+def _swapped(values: Tensor, chooser: Tensor) -> tuple[Tensor, Tensor]:
     return choose_and_report(values, ~chooser)
 
 
-def _best_task(values, chooser):
+def _best_task(values: Tensor, chooser: Tensor) -> tuple[Tensor, Tensor]:
     one = values[:, chooser].max(1).values.argmax()
     return values[one, chooser].mean(), values[one, ~chooser].mean()
 
 
-def _last_step(values, chooser):
+def _last_step(values: Tensor, chooser: Tensor) -> tuple[Tensor, Tensor]:
     return values[-1, chooser].mean(), values[-1, ~chooser].mean()
 
 

@@ -1,63 +1,67 @@
 """Exercises of notebook 09: what MAML learned."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from maml_edu.classroom.exercises import Exercise
 from maml_edu.data.sine import SineTasks
-from maml_edu.electives.feature_reuse import head_names
-from maml_edu.hessian_vector import hvp, value_and_gradient
+from maml_edu.electives.heads import head_names
+from maml_edu.hessian_vector import Product, hvp, value_and_gradient
 from maml_edu.meta_gradient import adapt, fomaml, maml
 from maml_edu.models import mlp, mse
+from maml_edu.tasks import Loss, Params, TaskBatch
 
 # ---------------------------------------------------------------- 9.1
 
 
-def linear_cka(a, b):
+def linear_cka(a: Tensor, b: Tensor) -> Tensor:
     a = a - a.mean(1, keepdim=True)
     b = b - b.mean(1, keepdim=True)
     cross = (a.mT @ b).square().sum((1, 2))
     return cross / ((a.mT @ a).norm(dim=(1, 2)) * (b.mT @ b).norm(dim=(1, 2)))
 
 
-def _kernel(a, b, centre):
+def _kernel(a: Tensor, b: Tensor, centre: Callable[[Tensor], Tensor]) -> Tensor:
     a, b = centre(a), centre(b)
     return (a.mT @ b).square().sum((1, 2)) / ((a.mT @ a).norm(dim=(1, 2)) * (b.mT @ b).norm(dim=(1, 2)))
 
 
-def _not_centred(a, b):
+def _not_centred(a: Tensor, b: Tensor) -> Tensor:
     return _kernel(a, b, lambda t: t)
 
 
-def _centred_over_features(a, b):
+def _centred_over_features(a: Tensor, b: Tensor) -> Tensor:
     return _kernel(a, b, lambda t: t - t.mean(2, keepdim=True))
 
 
-def _centred_over_tasks(a, b):
+def _centred_over_tasks(a: Tensor, b: Tensor) -> Tensor:
     return _kernel(a, b, lambda t: t - t.mean(0, keepdim=True))
 
 
-def _one_mean_for_all(a, b):
+def _one_mean_for_all(a: Tensor, b: Tensor) -> Tensor:
     return _kernel(a, b, lambda t: t - t.mean((0, 1)))
 
 
-def _not_squared(a, b):
+def _not_squared(a: Tensor, b: Tensor) -> Tensor:
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     return (a.mT @ b).norm(dim=(1, 2)) / ((a.mT @ a).norm(dim=(1, 2)) * (b.mT @ b).norm(dim=(1, 2)))
 
 
-def _norms_of_features(a, b):
+def _norms_of_features(a: Tensor, b: Tensor) -> Tensor:
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     return (a.mT @ b).square().sum((1, 2)) / (a.square().sum((1, 2)) * b.square().sum((1, 2)))
 
 
-def _all_tasks_together(a, b):
+def _all_tasks_together(a: Tensor, b: Tensor) -> Tensor:
     return linear_cka(a.flatten(0, 1)[None], b.flatten(0, 1)[None]).expand(a.shape[0])
 
 
-def _feature_pairs():
+def _feature_pairs() -> list[tuple]:
     generator = torch.Generator().manual_seed(0)
 
-    def draw(*shape):
+    def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     a = draw(3, 10, 4) + torch.tensor([2.0, -1.0, 0.5, 0.0], dtype=torch.float64)
@@ -77,7 +81,7 @@ CKA = Exercise(
             _one_mean_for_all
         ),
         "The norm of AᵀB in the numerator is not squared.": _not_squared,
-        "Below the line stand the norms of AᵀA and BᵀB, not the squared norms of A and B.": _norms_of_features,
+        "The denominator holds the norms of AᵀA and BᵀB, not the squared norms of A and B.": _norms_of_features,
         "You threw all tasks together: the answer has one value per task, each from its own examples.": (
             _all_tasks_together
         ),
@@ -94,73 +98,77 @@ CKA = Exercise(
 # ---------------------------------------------------------------- 9.2
 
 
-def anil_one_step(loss, theta, batch, alpha, head):
-    rates = {name: alpha if name in head else 0.0 for name in theta}
-    start, phi = adapt(loss, theta, batch.support_x, batch.support_y, rates, 1)
+def anil_one_step(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, head: list[str]) -> Params:
+    alphas = {name: alpha if name in head else 0.0 for name in theta}
+    start, phi = adapt(loss, theta, batch.support_x, batch.support_y, alphas, 1)
     _, v = value_and_gradient(loss, phi, batch.query_x, batch.query_y)
-    u = {name: rates[name] * v[name] for name in v}  # α∘v: zero on the body
+    u = {name: alphas[name] * v[name] for name in v}  # α∘v: zero on the body
     hv = hvp(loss, start, batch.support_x, batch.support_y, u)
     return {name: (v[name] - hv[name]).mean(0) for name in v}  # H mixes: the body gets a share as well
 
 
-def _with(combine, frozen=True, hessian="support"):
-    """The same with another last line: combine(rates, v, product) with product(u) = H·u."""
+def _with(
+    combine: Callable[[dict[str, float], Params, Product], Params], frozen: bool = True, hessian: str = "support"
+) -> Callable[..., Params]:
+    """The same with another last line: combine(alphas, v, product) with product(u) = H·u."""
 
-    def wrong(loss, theta, batch, alpha, head):
-        rates = {name: alpha if name in head or not frozen else 0.0 for name in theta}
-        start, phi = adapt(loss, theta, batch.support_x, batch.support_y, rates, 1)
+    def wrong(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, head: list[str]) -> Params:
+        alphas = {name: alpha if name in head or not frozen else 0.0 for name in theta}
+        start, phi = adapt(loss, theta, batch.support_x, batch.support_y, alphas, 1)
         _, v = value_and_gradient(loss, phi, batch.query_x, batch.query_y)
         at = start if hessian == "support" else phi
-        return combine(rates, v, lambda u: hvp(loss, at, batch.support_x, batch.support_y, u))
+        return combine(alphas, v, lambda u: hvp(loss, at, batch.support_x, batch.support_y, u))
 
     return wrong
 
 
-def _scaled(rates, u):
-    return {name: rates[name] * u[name] for name in u}
+def _scaled(alphas: dict[str, float], u: Params) -> Params:
+    return {name: alphas[name] * u[name] for name in u}
 
 
-def _mean_difference(v, hv):
+def _mean_difference(v: Params, hv: Params) -> Params:
     return {name: (v[name] - hv[name]).mean(0) for name in v}
 
 
-def _first_order(rates, v, product):
+def _first_order(alphas: dict[str, float], v: Params, product: Product) -> Params:
     return {name: t.mean(0) for name, t in v.items()}
 
 
-def _rate_outside(rates, v, product):
-    return _mean_difference(v, _scaled(rates, product(v)))
+def _alpha_outside(alphas: dict[str, float], v: Params, product: Product) -> Params:
+    return _mean_difference(v, _scaled(alphas, product(v)))
 
 
-def _exact_at_the_same_phi(rates, v, product):
-    alpha = max(rates.values())
+def _exact_at_the_same_phi(alphas: dict[str, float], v: Params, product: Product) -> Params:
+    alpha = max(alphas.values())
     return _mean_difference(v, product({name: alpha * t for name, t in v.items()}))
 
 
-def _inside(rates, v, product):
-    return _mean_difference(v, product(_scaled(rates, v)))
+def _inside(alphas: dict[str, float], v: Params, product: Product) -> Params:
+    return _mean_difference(v, product(_scaled(alphas, v)))
 
 
-def _body_untouched(rates, v, product):
-    exact = _inside(rates, v, product)
-    return {name: g if rates[name] else torch.zeros_like(g) for name, g in exact.items()}
+def _body_untouched(alphas: dict[str, float], v: Params, product: Product) -> Params:
+    exact = _inside(alphas, v, product)
+    return {name: g if alphas[name] else torch.zeros_like(g) for name, g in exact.items()}
 
 
-def _body_first_order(rates, v, product):
-    exact = _inside(rates, v, product)
-    return {name: g if rates[name] else v[name].mean(0) for name, g in exact.items()}
+def _body_first_order(alphas: dict[str, float], v: Params, product: Product) -> Params:
+    exact = _inside(alphas, v, product)
+    return {name: g if alphas[name] else v[name].mean(0) for name, g in exact.items()}
 
 
-def _mamls_with_a_first_order_body(loss, theta, batch, alpha, head):
+def _mamls_with_a_first_order_body(
+    loss: Loss, theta: Params, batch: TaskBatch, alpha: float, head: list[str]
+) -> Params:
     exact, first = maml(loss, theta, batch, alpha, 1).gradient, fomaml(loss, theta, batch, alpha, 1).gradient
     return {name: (exact if name in head else first)[name] for name in theta}
 
 
-def _full_maml(loss, theta, batch, alpha, head):
+def _full_maml(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, head: list[str]) -> Params:
     return maml(loss, theta, batch, alpha, 1).gradient
 
 
-def _anil_case(seed, sizes, alpha):
+def _anil_case(seed: int, sizes: tuple[int, ...], alpha: float) -> tuple:
     generator = torch.Generator().manual_seed(seed)
     model = mlp(sizes, "tanh", generator, torch.float64)
     batch = SineTasks(amplitude=(1.0, 3.0)).sample(3, 4, 6, generator, torch.float64)
@@ -175,7 +183,7 @@ ANIL = Exercise(
     mistakes={
         "This is the first-order gradient: the Hessian term is missing.": _with(_first_order),
         "You multiplied by α after the product: that takes the second-order term from the body. α belongs inside, "
-        "H(α∘v).": _with(_rate_outside),
+        "H(α∘v).": _with(_alpha_outside),
         "You multiplied all of v by α. Only the head's part is scaled by α; the body's by 0.": _with(
             _exact_at_the_same_phi
         ),
@@ -192,8 +200,8 @@ ANIL = Exercise(
         "This is full MAML: the body adapted too.": _full_maml,
     },
     hints=(
-        "Make a dict of rates: alpha for the names in head, 0.0 for the others. adapt takes it as it is.",
-        "v is the query gradient at φ. Before the product, multiply it by the rates, name by name.",
+        "Make a dict of step sizes: alpha for the names in head, 0.0 for the others. adapt takes such a dict.",
+        "v is the query gradient at φ. Before the product, multiply it by the step sizes, name by name.",
         "hvp of that at θ (the first entry of the path) is subtracted from v, for all names; then the mean over tasks.",
     ),
     remark="It equals maml with freeze(alpha, theta, body_names(theta)).",
@@ -203,33 +211,33 @@ ANIL = Exercise(
 # ---------------------------------------------------------------- 9.3
 
 
-def best_single_layer(lam):
+def best_single_layer(lam: Tensor) -> tuple[Tensor, Tensor]:
     alpha = lam.square().sum() / (2 * lam.pow(3).sum())
     floor = (lam * (1 - 2 * alpha * lam).square()).sum()
     return alpha, floor
 
 
-def _at(rule):
-    def wrong(lam):
+def _at(rule: Callable[[Tensor], Tensor]) -> Callable[..., tuple]:
+    def wrong(lam: Tensor) -> tuple[Tensor, Tensor]:
         alpha = rule(lam)
         return alpha, (lam * (1 - 2 * alpha * lam).square()).sum()
 
     return wrong
 
 
-def _steepest_only(lam):
+def _steepest_only(lam: Tensor) -> Tensor:
     return 1 / (2 * lam.max())
 
 
-def _without_two(lam):
+def _without_two(lam: Tensor) -> Tensor:
     return lam.square().sum() / lam.pow(3).sum()
 
 
-def _unweighted(lam):
+def _unweighted(lam: Tensor) -> Tensor:
     return lam.sum() / (2 * lam.square().sum())
 
 
-def _floor_not_weighted(lam):
+def _floor_not_weighted(lam: Tensor) -> tuple[Tensor, Tensor]:
     alpha = best_single_layer(lam)[0]
     return alpha, (1 - 2 * alpha * lam).square().sum()
 

@@ -1,25 +1,30 @@
 """Exercises of notebook 10: better inner loops."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from maml_edu.classroom.exercises import Exercise
-from maml_edu.classroom.exercises.nb04_first_order_approximations import small_problem
+from maml_edu.classroom.exercises.small_problem import small_problem
 from maml_edu.electives.inner_optimizers import momentum_descend
 from maml_edu.hessian_vector import hvp, value_and_gradient
 from maml_edu.meta_gradient import adapt
-from maml_edu.tasks import mean_over_tasks
+from maml_edu.tasks import Loss, Params, mean_over_tasks
+
+Points = list[Params]  # one dict for each of θ_0 … θ_K
 
 # ---------------------------------------------------------------- 10.1
 
 
-def _weighted_path(seed, weights):
+def _weighted_path(seed: int, weights: tuple[float, ...]) -> tuple:
     loss, theta, (x, y, *query) = small_problem(seed)
     path = adapt(loss, theta, x, y, 0.1, len(weights) - 1)
     gradients = [value_and_gradient(loss, params, *query)[1] for params in path]
     return loss, path, x, y, 0.1, [{n: w * g for n, g in at.items()} for w, at in zip(weights, gradients)]
 
 
-def multi_step_gradient(loss, path, x, y, alpha, weighted):
+def multi_step_gradient(loss: Loss, path: Points, x: Tensor, y: Tensor, alpha: float, weighted: Points) -> Params:
     v = weighted[-1]
     for j in reversed(range(len(path) - 1)):
         hv = hvp(loss, path[j], x, y, v)
@@ -27,7 +32,7 @@ def multi_step_gradient(loss, path, x, y, alpha, weighted):
     return {name: p.mean(0) for name, p in v.items()}
 
 
-def _added_before(loss, path, x, y, alpha, weighted):
+def _added_before(loss: Loss, path: Points, x: Tensor, y: Tensor, alpha: float, weighted: Points) -> Params:
     v = weighted[-1]
     for j in reversed(range(len(path) - 1)):
         v = {name: v[name] + weighted[j][name] for name in v}
@@ -36,33 +41,33 @@ def _added_before(loss, path, x, y, alpha, weighted):
     return mean_over_tasks(v)
 
 
-def _last_only(loss, path, x, y, alpha, weighted):
+def _last_only(loss: Loss, path: Points, x: Tensor, y: Tensor, alpha: float, weighted: Points) -> Params:
     zero = {name: torch.zeros_like(p) for name, p in weighted[-1].items()}
     return multi_step_gradient(loss, path, x, y, alpha, [zero] * (len(path) - 1) + weighted[-1:])
 
 
-def _sum_only(loss, path, x, y, alpha, weighted):
-    return mean_over_tasks({name: sum(at[name] for at in weighted) for name in weighted[-1]})
+def _sum_only(loss: Loss, path: Points, x: Tensor, y: Tensor, alpha: float, weighted: Points) -> Params:
+    return mean_over_tasks({name: torch.stack([at[name] for at in weighted]).sum(0) for name in weighted[-1]})
 
 
-def _one_late(loss, path, x, y, alpha, weighted):
+def _one_late(loss: Loss, path: Points, x: Tensor, y: Tensor, alpha: float, weighted: Points) -> Params:
     return multi_step_gradient(loss, path, x, y, alpha, weighted[1:] + weighted[-1:])
 
 
-def _hessians_at_theta(loss, path, x, y, alpha, weighted):
+def _hessians_at_theta(loss: Loss, path: Points, x: Tensor, y: Tensor, alpha: float, weighted: Points) -> Params:
     return multi_step_gradient(loss, [path[0]] * len(path), x, y, alpha, weighted)
 
 
-def _hessians_one_late(loss, path, x, y, alpha, weighted):
+def _hessians_one_late(loss: Loss, path: Points, x: Tensor, y: Tensor, alpha: float, weighted: Points) -> Params:
     return multi_step_gradient(loss, path[1:] + path[-1:], x, y, alpha, weighted)
 
 
-def _without_the_first(loss, path, x, y, alpha, weighted):
+def _without_the_first(loss: Loss, path: Points, x: Tensor, y: Tensor, alpha: float, weighted: Points) -> Params:
     zero = {name: torch.zeros_like(p) for name, p in weighted[0].items()}
     return multi_step_gradient(loss, path, x, y, alpha, [zero, *weighted[1:]])
 
 
-def _per_task(loss, path, x, y, alpha, weighted):
+def _per_task(loss: Loss, path: Points, x: Tensor, y: Tensor, alpha: float, weighted: Points) -> Params:
     v = weighted[-1]
     for j in reversed(range(len(path) - 1)):
         hv = hvp(loss, path[j], x, y, v)
@@ -100,15 +105,17 @@ MULTI_STEP = Exercise(
 # ---------------------------------------------------------------- 10.2
 
 
-def _momentum_case(seed, steps, momentum):
+def _momentum_case(seed: int, steps: int, momentum: float) -> tuple:
     loss, theta, (x, y, *query) = small_problem(seed)
     path, velocities = momentum_descend(loss, theta, x, y, 0.05, steps, momentum)
     return loss, path, velocities, x, y, 0.05, value_and_gradient(loss, path[-1], *query)[1], momentum
 
 
-def momentum_gradient(loss, path, velocities, x, y, alpha, v, momentum):
+def momentum_gradient(
+    loss: Loss, path: Points, velocities: Points, x: Tensor, y: Tensor, alpha: float, v: Params, momentum: float
+) -> Tensor:
     p, q = v, {name: torch.zeros_like(t) for name, t in v.items()}
-    total = 0.0
+    total = torch.zeros((), dtype=x.dtype)
     for j in reversed(range(len(velocities))):
         q = {name: q[name] - alpha * p[name] for name in q}  # the cotangent of m_{j+1} = μ m_j + g_j
         if j > 0:  # m_0 = 0
@@ -119,10 +126,14 @@ def momentum_gradient(loss, path, velocities, x, y, alpha, v, momentum):
     return total / x.shape[0]
 
 
-def _mu(which="before", cotangent="q", keep=True, mean=True, sign=1):
+def _mu(
+    which: str = "before", cotangent: str = "q", keep: bool = True, mean: bool = True, sign: int = 1
+) -> Callable[..., Tensor]:
     """The same with one thing wrong."""
 
-    def wrong(loss, path, velocities, x, y, alpha, v, momentum):
+    def wrong(
+        loss: Loss, path: Points, velocities: Points, x: Tensor, y: Tensor, alpha: float, v: Params, momentum: float
+    ) -> Tensor:
         p, q = v, {name: torch.zeros_like(t) for name, t in v.items()}
         total = torch.zeros((), dtype=torch.float64)
         for j in reversed(range(len(velocities))):
@@ -160,7 +171,7 @@ MOMENTUM = Exercise(
         "The sign is turned round: the minus of α is already inside q̃.": _mu(sign=-1),
     },
     hints=(
-        "Go through momentum's way back as in section 4. Before the product, q̃ is the cotangent of m_{j+1}.",
+        "Go through momentum's backward pass as in section 4. Before the product, q̃ is the cotangent of m_{j+1}.",
         "μ enters step j through μ m_j alone, so step j contributes the sum of q̃∘m_j. m_0 is zero.",
         "m_j is velocities[j − 1]. Add up over steps and parameters, divide by the number of tasks x.shape[0].",
     ),
@@ -171,33 +182,33 @@ MOMENTUM = Exercise(
 # ---------------------------------------------------------------- 10.3
 
 
-def adam_slopes():
+def adam_slopes() -> tuple[float, float]:
     alpha, h, epsilon = 0.1, 1.0, 1e-4
     # φ = θ − α g/√(g² + ε) with g = hθ, so dφ/dθ = 1 − α h ε/(g² + ε)^{3/2}
     return tuple(1 - alpha * h * epsilon / ((h * theta) ** 2 + epsilon) ** 1.5 for theta in (1.0, 0.0))  # 1 and −9
 
 
-def _plain_step():
+def _plain_step() -> tuple[float, float]:
     return (0.9, 0.9)
 
 
-def _sign_step():
+def _sign_step() -> tuple[float, float]:
     return (1.0, 1.0)
 
 
-def _outside():
+def _outside() -> tuple[float, float]:
     return (1.0, -999.0)
 
 
-def _wrong_sign():
+def _wrong_sign() -> tuple[float, float]:
     return (1.0, 11.0)
 
 
-def _slope_of_the_step():
+def _slope_of_the_step() -> tuple[float, float]:
     return (1e-4 / 1.0001**1.5, 100.0)
 
 
-def _slope_of_the_step_rounded():
+def _slope_of_the_step_rounded() -> tuple[float, float]:
     return (0.0, 100.0)
 
 

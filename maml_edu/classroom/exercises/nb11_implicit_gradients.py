@@ -1,57 +1,51 @@
 """Exercises of notebook 11: implicit gradients."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from maml_edu.classroom.exercises import Exercise
-from maml_edu.data.sine import SineTasks
+from maml_edu.classroom.exercises.small_problem import small_problem
 from maml_edu.electives.implicit import implicit_pull_back, proximal_adapt
 from maml_edu.hessian_vector import hvp, value_and_gradient
-from maml_edu.models import mlp, mse
-
-
-def _problem(seed):
-    """A tanh network and three sine tasks, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    model = mlp((1, 6, 1), "tanh", generator, torch.float64)
-    batch = SineTasks(amplitude=(1.0, 3.0)).sample(3, 4, 6, generator, torch.float64)
-    return mse(model.apply), model.theta, batch
-
+from maml_edu.tasks import Loss, Params, TaskBatch
 
 # ---------------------------------------------------------------- 11.1
 
 
-def one_parameter():
+def one_parameter() -> tuple[float, float, float]:
     h, c, strength, theta = 4.0, 0.0, 2.0, 3.0
     phi = (h * c + strength * theta) / (h + strength)  # 6/6
     jacobian = strength / (h + strength)  # dφ*/dθ = 2/6
     return phi, jacobian, jacobian * (phi + 2)  # ∇L_q(φ*) = φ* − (−2) = 3
 
 
-def _factor_turned_round():
+def _factor_turned_round() -> tuple[float, float, float]:
     return 1.0, 2 / 3, 2.0  # h/(h + λ)
 
 
-def _factor_inverted():
+def _factor_inverted() -> tuple[float, float, float]:
     return 1.0, 3.0, 9.0  # 1 + h/λ
 
 
-def _not_pulled_back():
+def _not_pulled_back() -> tuple[float, float, float]:
     return 1.0, 1 / 3, 3.0
 
 
-def _query_gradient_of_another_minimum():
+def _query_gradient_of_another_minimum() -> tuple[float, float, float]:
     return 1.0, 1 / 3, -1 / 3
 
 
-def _sign_of_the_last():
+def _sign_of_the_last() -> tuple[float, float, float]:
     return 1.0, 1 / 3, -1.0
 
 
-def _query_gradient_at_theta():
+def _query_gradient_at_theta() -> tuple[float, float, float]:
     return 1.0, 1 / 3, 5 / 3
 
 
-def _lambda_counted_twice():
+def _lambda_counted_twice() -> tuple[float, float, float]:
     return 12 / 8, 4 / 8, 4 / 8 * 3.5  # from λ(φ − θ)² without the ½
 
 
@@ -83,7 +77,7 @@ ONE_PARAMETER = Exercise(
 # ---------------------------------------------------------------- 11.2
 
 
-def unrolled(loss, theta, batch, alpha, steps, strength):
+def unrolled(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int, strength: float) -> Params:
     x, y = batch.support_x, batch.support_y
     path = proximal_adapt(loss, theta, x, y, alpha, steps, strength)
     _, v = value_and_gradient(loss, path[-1], batch.query_x, batch.query_y)
@@ -95,8 +89,8 @@ def unrolled(loss, theta, batch, alpha, steps, strength):
     return {name: (g[name] + v[name]).mean(0) for name in v}
 
 
-def _unrolled(share=True, start=True, factor=True, late=False):
-    def wrong(loss, theta, batch, alpha, steps, strength):
+def _unrolled(share: bool = True, start: bool = True, factor: bool = True, late: bool = False) -> Callable[..., Params]:
+    def wrong(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int, strength: float) -> Params:
         x, y = batch.support_x, batch.support_y
         path = proximal_adapt(loss, theta, x, y, alpha, steps, strength)
         _, v = value_and_gradient(loss, path[-1], batch.query_x, batch.query_y)
@@ -112,7 +106,7 @@ def _unrolled(share=True, start=True, factor=True, late=False):
     return wrong
 
 
-def _with_the_sign(loss, theta, batch, alpha, steps, strength):
+def _with_the_sign(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int, strength: float) -> Params:
     right = unrolled(loss, theta, batch, alpha, steps, strength)
     start_only = _unrolled(share=False)(loss, theta, batch, alpha, steps, strength)
     return {name: 2 * start_only[name] - right[name] for name in right}
@@ -122,7 +116,11 @@ UNROLLED = Exercise(
     number="11.2",
     title="unroll the proximal steps",
     reference=unrolled,
-    cases=lambda: [(*_problem(0), 0.1, 3, 2.0), (*_problem(1), 0.05, 1, 1.0), (*_problem(2), 0.1, 8, 4.0)],
+    cases=lambda: [
+        (*small_problem(0), 0.1, 3, 2.0),
+        (*small_problem(1), 0.05, 1, 1.0),
+        (*small_problem(2), 0.1, 8, 4.0),
+    ],
     mistakes={
         "You returned v_0 alone. θ enters every step a second time, by +αλθ: gather αλv at each.": _unrolled(
             share=False
@@ -146,31 +144,32 @@ UNROLLED = Exercise(
 # ---------------------------------------------------------------- 11.3
 
 
-def strength_gradient(theta, phi, x, strength):
-    along = sum((x[name] * (phi[name] - theta[name])).flatten(1).sum(1) for name in theta)  # x·(φ* − θ), [T]
-    return -along.mean() / strength
+def strength_gradient(theta: Params, phi: Params, x: Params, strength: float) -> Tensor:
+    along = [(x[name] * (phi[name] - theta[name])).flatten(1).sum(1) for name in theta]  # [T] for each parameter
+    return -torch.stack(along).sum(0).mean() / strength  # −x·(φ* − θ)/λ, mean over tasks
 
 
-def _sign(theta, phi, x, strength):
+def _sign(theta: Params, phi: Params, x: Params, strength: float) -> Tensor:
     return -strength_gradient(theta, phi, x, strength)
 
 
-def _no_division(theta, phi, x, strength):
+def _no_division(theta: Params, phi: Params, x: Params, strength: float) -> Tensor:
     return strength * strength_gradient(theta, phi, x, strength)
 
 
-def _summed(theta, phi, x, strength):
+def _summed(theta: Params, phi: Params, x: Params, strength: float) -> Tensor:
     return strength_gradient(theta, phi, x, strength) * next(iter(x.values())).shape[0]
 
 
-def _envelope(theta, phi, x, strength):
-    return sum((phi[name] - theta[name]).square().flatten(1).sum(1) for name in theta).mean() / 2
+def _envelope(theta: Params, phi: Params, x: Params, strength: float) -> Tensor:
+    squares = [(phi[name] - theta[name]).square().flatten(1).sum(1) for name in theta]
+    return torch.stack(squares).sum(0).mean() / 2
 
 
-def _strength_cases():
+def _strength_cases() -> list[tuple]:
     cases = []
     for seed, strength in ((0, 3.0), (1, 2.0)):
-        loss, theta, batch = _problem(seed)
+        loss, theta, batch = small_problem(seed)
         phi = proximal_adapt(loss, theta, batch.support_x, batch.support_y, 0.1, 60, strength)[-1]
         _, v = value_and_gradient(loss, phi, batch.query_x, batch.query_y)
         x = implicit_pull_back(loss, phi, batch.support_x, batch.support_y, v, strength, 30).x

@@ -1,41 +1,45 @@
 """Exercises of notebook 12: other families."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from maml_edu.classroom.exercises import Exercise
 from maml_edu.electives.prototypes import prototypical
 from maml_edu.models import mlp
+from maml_edu.tasks import Params
 
 # ---------------------------------------------------------------- 12.1
 
 
-def prototypes_as_head(prototypes):
+def prototypes_as_head(prototypes: Tensor) -> tuple[Tensor, Tensor]:
     weight = 2 * prototypes.transpose(1, 2)  # [T, F, ways]
     bias = -prototypes.square().sum(2)  # [T, ways]
     return weight, bias
 
 
-def _without_the_two(prototypes):
+def _without_the_two(prototypes: Tensor) -> tuple[Tensor, Tensor]:
     return prototypes.transpose(1, 2), -prototypes.square().sum(2)
 
 
-def _wrong_sign(prototypes):
+def _wrong_sign(prototypes: Tensor) -> tuple[Tensor, Tensor]:
     return 2 * prototypes.transpose(1, 2), prototypes.square().sum(2)
 
 
-def _not_squared(prototypes):
+def _not_squared(prototypes: Tensor) -> tuple[Tensor, Tensor]:
     return 2 * prototypes.transpose(1, 2), -prototypes.norm(dim=2)
 
 
-def _not_transposed(prototypes):
+def _not_transposed(prototypes: Tensor) -> tuple[Tensor, Tensor]:
     return 2 * prototypes, -prototypes.square().sum(2)
 
 
-def _as_distances(prototypes):
+def _as_distances(prototypes: Tensor) -> tuple[Tensor, Tensor]:
     return -2 * prototypes.transpose(1, 2), prototypes.square().sum(2)
 
 
-def _some_prototypes():
+def _some_prototypes() -> list[tuple]:
     generator = torch.Generator().manual_seed(0)
     return [(torch.randn(*shape, generator=generator, dtype=torch.float64),) for shape in ((2, 3, 4), (1, 5, 2))]
 
@@ -63,8 +67,10 @@ HEAD = Exercise(
 
 # ---------------------------------------------------------------- 12.2
 
+Start = Callable[[Params, Tensor, Tensor], Params]  # (theta, support_x, support_y) -> φ_0, one for each task
 
-def back_through_the_start(start, theta, x, y, v):
+
+def back_through_the_start(start: Start, theta: Params, x: Tensor, y: Tensor, v: Params) -> Params:
     leaf = {name: p.detach().requires_grad_() for name, p in theta.items()}
     phi_0 = start(leaf, x, y)
     total = torch.autograd.grad(
@@ -73,34 +79,34 @@ def back_through_the_start(start, theta, x, y, v):
     return {name: g / x.shape[0] for name, g in zip(leaf, total)}
 
 
-def _sum_over_tasks(start, theta, x, y, v):
+def _sum_over_tasks(start: Start, theta: Params, x: Tensor, y: Tensor, v: Params) -> Params:
     return {name: x.shape[0] * g for name, g in back_through_the_start(start, theta, x, y, v).items()}
 
 
-def _v_forgotten(start, theta, x, y, v):
+def _v_forgotten(start: Start, theta: Params, x: Tensor, y: Tensor, v: Params) -> Params:
     return back_through_the_start(start, theta, x, y, {name: torch.ones_like(p) for name, p in v.items()})
 
 
-def _direct_part_only(start, theta, x, y, v):
+def _direct_part_only(start: Start, theta: Params, x: Tensor, y: Tensor, v: Params) -> Params:
     return {name: v[name].mean(0) for name in theta}
 
 
-def _through_the_head_only(start, theta, x, y, v):
-    whole, direct = back_through_the_start(start, theta, x, y, v), _direct_part_only(start, theta, x, y, v)
-    return {name: whole[name] - direct[name] for name in theta}
+def _through_the_head_only(start: Start, theta: Params, x: Tensor, y: Tensor, v: Params) -> Params:
+    total, direct = back_through_the_start(start, theta, x, y, v), _direct_part_only(start, theta, x, y, v)
+    return {name: total[name] - direct[name] for name in theta}
 
 
-def _starts():
+def _starts() -> list[tuple]:
     generator = torch.Generator().manual_seed(1)
     cases = []
     for seed in (2, 3):
         network = mlp((3, 4, 2), "tanh", torch.Generator().manual_seed(seed), torch.float64)
-        family = prototypical(network, 2, ("w2", "b2"))
+        learner = prototypical(network, 2, ("w2", "b2"))
         x = torch.randn(3, 4, 3, generator=generator, dtype=torch.float64)
         y = torch.tensor([0, 0, 1, 1]).expand(3, 4)
-        like = family.start(family.model.theta, x, y)
+        like = learner.start(learner.model.theta, x, y)
         v = {name: torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in like.items()}
-        cases.append((family.start, family.model.theta, x, y, v))
+        cases.append((learner.start, learner.model.theta, x, y, v))
     return cases
 
 
@@ -128,7 +134,7 @@ BACK = Exercise(
 # ---------------------------------------------------------------- 12.3
 
 
-def passes_per_task():
+def passes_per_task() -> tuple[int, int, int, int, int, int]:
     steps = 3
     prototypes = (1, 0)  # the support set once, for the class means
     maml = (steps, steps)  # one forward and one backward in each step
@@ -136,23 +142,23 @@ def passes_per_task():
     return (*prototypes, *maml, *protomaml)
 
 
-def _start_forgotten():
+def _start_forgotten() -> tuple[int, int, int, int, int, int]:
     return (1, 0, 3, 3, 3, 3)
 
 
-def _starts_are_free():
+def _starts_are_free() -> tuple[int, int, int, int, int, int]:
     return (0, 0, 3, 3, 3, 3)
 
 
-def _backward_through_the_start():
+def _backward_through_the_start() -> tuple[int, int, int, int, int, int]:
     return (1, 1, 3, 3, 4, 4)
 
 
-def _query_counted():
+def _query_counted() -> tuple[int, int, int, int, int, int]:
     return (2, 0, 4, 3, 5, 3)
 
 
-def _training_counted():
+def _training_counted() -> tuple[int, int, int, int, int, int]:
     return (1, 1, 3, 6, 4, 7)
 
 
@@ -167,7 +173,7 @@ PASSES = Exercise(
             _backward_through_the_start
         ),
         "The query set is not part of adapting: count passes over the support set only.": _query_counted,
-        "You counted the way back to θ. That is training; a new task is only adapted to.": _training_counted,
+        "You counted the backward pass to θ. That is training; a new task is only adapted to.": _training_counted,
     },
     hints=(
         "A start that reads the support set is one forward pass. An inner step is one forward and one backward pass.",

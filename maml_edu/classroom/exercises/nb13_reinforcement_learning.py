@@ -1,47 +1,48 @@
 """Exercises of notebook 13: reinforcement learning."""
 
 import torch
+from torch import Tensor
 
 from maml_edu.classroom.exercises import Exercise
 
 # ---------------------------------------------------------------- 13.1
 
 
-def to_go(rewards, discount):
+def to_go(rewards: Tensor, discount: float) -> Tensor:
     total = torch.zeros_like(rewards[..., 0])
-    found = []
+    returns = []
     for t in reversed(range(rewards.shape[-1])):
         total = rewards[..., t] + discount * total
-        found.append(total)
-    return torch.stack(found[::-1], -1)
+        returns.append(total)
+    return torch.stack(returns[::-1], -1)
 
 
-def _so_far(rewards, discount):
+def _so_far(rewards: Tensor, discount: float) -> Tensor:
     return to_go(rewards.flip(-1), discount).flip(-1)
 
 
-def _not_discounted(rewards, discount):
+def _not_discounted(rewards: Tensor, discount: float) -> Tensor:
     return to_go(rewards, 1.0)
 
 
-def _so_far_not_discounted(rewards, discount):
+def _so_far_not_discounted(rewards: Tensor, discount: float) -> Tensor:
     return rewards.cumsum(-1)
 
 
-def _the_whole_return(rewards, discount):
+def _the_whole_return(rewards: Tensor, discount: float) -> Tensor:
     return to_go(rewards, discount)[..., :1].expand_as(rewards)
 
 
-def _from_the_start(rewards, discount):
+def _from_the_start(rewards: Tensor, discount: float) -> Tensor:
     powers = discount ** torch.arange(rewards.shape[-1], dtype=rewards.dtype)
     return to_go(rewards * powers, 1.0)
 
 
-def _without_this_one(rewards, discount):
+def _without_this_one(rewards: Tensor, discount: float) -> Tensor:
     return to_go(rewards, discount) - rewards
 
 
-def _rewards():
+def _rewards() -> list[tuple]:
     generator = torch.Generator().manual_seed(0)
     hand = torch.tensor([[[1.0, 2.0, 4.0]]], dtype=torch.float64)
     return [(hand, 0.5), (-torch.rand(2, 3, 10, generator=generator, dtype=torch.float64), 0.9)]
@@ -72,39 +73,39 @@ RETURNS = Exercise(
 # ---------------------------------------------------------------- 13.2
 
 
-def surrogate(log_pi, weight, alive):
+def surrogate(log_pi: Tensor, weight: Tensor, alive: Tensor) -> Tensor:
     return -(weight * log_pi * alive).sum((1, 2)) / alive.sum((1, 2))
 
 
-def _turned_round(log_pi, weight, alive):
+def _turned_round(log_pi: Tensor, weight: Tensor, alive: Tensor) -> Tensor:
     return -surrogate(log_pi, weight, alive)
 
 
-def _without_weights(log_pi, weight, alive):
+def _without_weights(log_pi: Tensor, weight: Tensor, alive: Tensor) -> Tensor:
     return surrogate(log_pi, torch.ones_like(weight), alive)
 
 
-def _over_tasks(log_pi, weight, alive):
+def _over_tasks(log_pi: Tensor, weight: Tensor, alive: Tensor) -> Tensor:
     return surrogate(log_pi, weight, alive).mean()
 
 
-def _all_counted(log_pi, weight, alive):
+def _all_counted(log_pi: Tensor, weight: Tensor, alive: Tensor) -> Tensor:
     return -(weight * log_pi * alive).mean((1, 2))
 
 
-def _trajectories_first(log_pi, weight, alive):
+def _trajectories_first(log_pi: Tensor, weight: Tensor, alive: Tensor) -> Tensor:
     return -((weight * log_pi * alive).sum(2) / alive.sum(2)).mean(1)
 
 
-def _not_masked(log_pi, weight, alive):
+def _not_masked(log_pi: Tensor, weight: Tensor, alive: Tensor) -> Tensor:
     return -(weight * log_pi).sum((1, 2)) / alive.sum((1, 2))
 
 
-def _probabilities(log_pi, weight, alive):
+def _probabilities(log_pi: Tensor, weight: Tensor, alive: Tensor) -> Tensor:
     return -(weight * log_pi.exp() * alive).sum((1, 2)) / alive.sum((1, 2))
 
 
-def _log_probabilities():
+def _log_probabilities() -> list[tuple]:
     generator = torch.Generator().manual_seed(1)
     cases = []
     for shape in ((2, 3, 4), (3, 2, 6)):
@@ -141,24 +142,24 @@ SURROGATE = Exercise(
 # ---------------------------------------------------------------- 13.3
 
 
-def ten_more():
+def ten_more() -> tuple[float, float]:
     sigma, more = 0.5, 10.0
     return (-more / sigma**2, 0.0)  # naive: E[R ∂² log π], and ∂² log π = −1/σ²; true: a constant has no derivative
 
 
-def _by_sigma():
+def _by_sigma() -> tuple[float, float]:
     return (-20.0, 0.0)
 
 
-def _other_sign():
+def _other_sign() -> tuple[float, float]:
     return (40.0, 0.0)
 
 
-def _nothing_moves():
+def _nothing_moves() -> tuple[float, float]:
     return (0.0, 0.0)
 
 
-def _both_move():
+def _both_move() -> tuple[float, float]:
     return (-40.0, -40.0)
 
 

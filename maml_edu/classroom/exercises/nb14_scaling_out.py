@@ -1,15 +1,17 @@
 """Exercises of notebook 14: scaling out."""
 
 import math
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from maml_edu.classroom.exercises import Exercise
 
 # ---------------------------------------------------------------- 14.1
 
 
-def passes(steps, exact):
+def passes(steps: int, exact: bool) -> int:
     """In units of the forward pass; K ≥ 1 inner steps, as many queries as support examples."""
     down, query = 3 * steps, 3
     if not exact:
@@ -27,7 +29,7 @@ PASSES = Exercise(
         "Nearly: `maml` keeps the graph of the last inner step, so one gradient (3) is not taken again.": (
             lambda steps, exact: 12 * steps + 3 if exact else 3 * steps + 3
         ),
-        "The query set is missing: its gradient starts the way back, and costs 3.": (
+        "The query set is missing: its gradient starts the backward pass, and costs 3.": (
             lambda steps, exact: 12 * steps - 3 if exact else 3 * steps
         ),
         "You took the Hessian-vector product for 6. That is the second backward pass alone; the gradient of which it "
@@ -59,7 +61,7 @@ PASSES = Exercise(
 # ---------------------------------------------------------------- 14.2
 
 
-def vectors_and_best(steps):
+def vectors_and_best(steps: int) -> tuple[list[int], int]:
     """(θ_j held at most for every = 1 … K as a list, the smallest `every` that needs fewest)."""
     held = []
     for every in range(1, steps + 1):
@@ -68,8 +70,8 @@ def vectors_and_best(steps):
     return held, held.index(min(held)) + 1
 
 
-def _held(count):
-    def answer(steps):
+def _held(count: Callable[[int, int], int]) -> Callable[..., tuple]:
+    def answer(steps: int) -> tuple[list[int], int]:
         held = [count(steps, every) for every in range(1, steps + 1)]
         return held, held.index(min(held)) + 1
 
@@ -107,9 +109,9 @@ SPACING = Exercise(
 # ---------------------------------------------------------------- 14.3
 
 
-def averaged(gradients, tasks):
+def averaged(gradients: list[Tensor], tasks: list[int]) -> Tensor:
     """gradients: one tensor per rank, each the mean over that rank's tasks; tasks: how many these were."""
-    return sum(g * n for g, n in zip(gradients, tasks)) / sum(tasks)
+    return torch.stack([g * n for g, n in zip(gradients, tasks)]).sum(0) / sum(tasks)
 
 
 SHARES = Exercise(
