@@ -147,3 +147,16 @@ def test_mypy_is_clean():
     assert run.returncode == 0, run.stdout[-4000:]
     ignored = [line for p in FILES for line in p.read_text("utf-8").splitlines() if "type: ignore" in line]
     assert len(ignored) <= 15 and all(re.search(r"# type: ignore\[[\w, -]+\]  # \w", line) for line in ignored), ignored
+
+
+def test_no_ten_lines_are_written_twice():
+    """Indentation and blank lines aside, over the whole package."""
+    seen: dict[tuple[str, ...], str] = {}
+    twice = []
+    for path in FILES:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        for start in range(len(lines) - 9):
+            run, where = tuple(lines[start : start + 10]), f"{name_of(path)}, near {lines[start]!r}"
+            twice += [(seen[run], where)] if run in seen else []
+            seen.setdefault(run, where)
+    assert not twice

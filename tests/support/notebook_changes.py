@@ -110,7 +110,7 @@ CHANGES: dict[str, list[dict[str, str]]] = {
             "cell:nb08-model": "from torch import nn\n"
             "model = from_module(nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.Tanh(), nn.Linear(32, WAYS)))\n"
             "loss = cross_entropy(model.apply)\n"
-            "method, LEARN_ALPHA, ITERATIONS = getattr(meta_gradient, METHOD), True, 20",
+            "method, LEARN_ALPHA, ITERATIONS = getattr(maml_edu, METHOD), True, 20",
             "WAYS": "6",
         },
     ],
