@@ -104,15 +104,19 @@ TABLE = {
         ("a tangent with the wrong sign", "t = t + _curvature(", "t = t - _curvature("),
     ],
     # ------------------------------------------------------------ training
-    ("training.py", "test_training.py"): [
+    ("training.py", "test_interruption.py"): [
         ("a cut iteration's tasks lost", "checkpoint(drawn, settings)", "checkpoint(generator.get_state(), settings)"),
+    ],
+    ("training.py", "test_training.py"): [
         ("multi-step weights that do not add up to 1", "1 - (steps - 1) * earlier", "1 - steps * earlier"),
         ("an infinite loss trains on", "not math.isfinite(recent)", "math.isnan(recent)"),
     ],
-    ("engine/training_state.py", "test_training.py"): [
+    ("engine/training_state.py", "test_interruption.py"): [
         ("the generator not restored", "generator.set_state(drawn)", "pass"),
         ("the state of Adam not restored", "self.adam.load_state_dict(adam)", "pass"),
         ("learned step sizes not restored", "size.copy_(", "torch.as_tensor("),
+    ],
+    ("engine/training_state.py", "test_training.py"): [
         ("entries clipped, not the norm", "utils.clip_grad_norm_(", "utils.clip_grad_value_("),
         ("the model given is changed", "p.detach().clone() for name, p in theta", "p.detach() for name, p in theta"),
         ("another run resumed", "if name not in stored or stored[name] != value:", "if name not in stored:"),
