@@ -58,9 +58,10 @@ def one_torch_thread():
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the slow notebooks, and sort by ORDER, stably."""
+    """Mark the slow notebooks and whatever reads all of Omniglot, and sort by ORDER, stably."""
     for item in items:
-        if item.nodeid.startswith("notebooks/") and not item.path.name.startswith(QUICK_NOTEBOOKS):
+        slow_notebook = item.nodeid.startswith("notebooks/") and not item.path.name.startswith(QUICK_NOTEBOOKS)
+        if slow_notebook or "real" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
 
     def rank(item):

@@ -512,6 +512,7 @@ def test_a_full_disk_is_one_line(command, tmp_path, monkeypatch, capsys):
     assert ("--resume" in error) == (command == "train")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
 def test_a_run_outlives_its_reader(tmp_path):
     reader, writer = os.pipe()

@@ -13,6 +13,8 @@ from maml_edu.experiments import comparison, problems
 from maml_edu.experiments.method_registry import COMPARED
 from maml_edu.experiments.settings import configure
 
+pytestmark = pytest.mark.slow
+
 SMALL = "--dataset glyphs --filters 2 --tasks 2 --iterations 2 --test-tasks 4".split()
 
 

@@ -96,6 +96,7 @@ def growth(method, problem, **options):
     return more / (49 * len(problem.batch.support_x) * of_theta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [wide_sines, pictures])
 def test_memory_grows_by_the_stored_parameters_only(make):
     problem = make()

@@ -15,6 +15,8 @@ from maml_edu.models import mlp, mse
 from maml_edu.reference import autograd_maml
 from maml_edu.tasks import TaskBatch
 
+pytestmark = pytest.mark.slow
+
 RIGHT = {
     "unrolled": """
 def unrolled(loss, theta, batch, alpha, steps):

@@ -92,6 +92,7 @@ distributed.leave()
 """
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_ranks(tmp_path):
     """Which `ranks` imitates for the tests above."""
     (tmp_path / "rank.py").write_text(RANK_OF_TORCHRUN)

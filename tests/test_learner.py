@@ -155,6 +155,7 @@ class Tasks(Dataset):
         return tuple(tensor[i] for tensor in self.batch)
 
 
+@pytest.mark.slow
 def test_sines_from_a_data_loader_with_adamw():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
@@ -173,6 +174,7 @@ def test_sines_from_a_data_loader_with_adamw():
     assert after < 0.7 * before
 
 
+@pytest.mark.slow
 def test_five_way_glyphs():
     torch.manual_seed(0)
     layers = [nn.Flatten(), nn.Linear(784, 64), nn.BatchNorm1d(64, track_running_stats=False), nn.ReLU()]

@@ -29,6 +29,7 @@ def test_the_readme_is_short():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
 
 
+@pytest.mark.slow
 def test_the_code_runs():
     """With fewer iterations than the README has, for time; the promise it makes is kept with room to spare."""
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)

@@ -17,6 +17,8 @@ from maml_edu.engine.checkpoint_files import load_checkpoint
 from maml_edu.engine.run_lock import run_lock
 from maml_edu.experiments import runner
 
+pytestmark = pytest.mark.slow
+
 FLAGS = "train --dataset sine --init fan-in --shots 5 --tasks 2 --test-tasks 4 --test-steps 1 --learn-alpha".split()
 FLAGS += ["--iterations", "120"]
 forks = pytest.mark.skipif(sys.platform == "win32", reason="forks")

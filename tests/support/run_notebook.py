@@ -4,6 +4,7 @@ MAML_EDU_PRESET=smoke python tests/support/run_notebook.py notebooks/02_x.ipynb 
 python tests/support/run_notebook.py notebooks/02_x.ipynb "cell:1a2b3c4d=print('another cell')"
 """
 
+import gc
 import io
 import multiprocessing
 import os
@@ -127,6 +128,7 @@ def _draw_only(canvas, target, **options):
 
 
 def _run(path, changes, until, output):
+    gc.freeze()  # what the server has imported stays: no need to go through it again and again
     os.environ |= {"MAML_EDU_PRESET": "smoke", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
     matplotlib.use("Agg")
     FigureCanvasBase.print_figure = _draw_only
