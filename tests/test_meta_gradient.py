@@ -49,6 +49,15 @@ def test_recursion_equals_automatic_differentiation(name, problem, steps, how):
     assert found.query_loss.shape == problem.batch.support_x.shape[:1]
 
 
+@pytest.mark.parametrize("remember", [0, 2, 3, 4, 9])
+def test_remembered_graphs_change_nothing(name, problem, remember):
+    """Fewer than K, all of them, and more than there are; with different step sizes, so that an order would show."""
+    alpha = [ALPHA[name] * (1 + j / 4) for j in range(4)]
+    found, expected = maml(*problem, alpha, 4, remember=remember), autograd_maml(*problem, alpha, 4)
+    assert relative(found.gradient, expected.gradient) < 1e-9
+    assert torch.allclose(torch.stack(found.alpha_gradient), torch.stack(expected.alpha_gradient), rtol=1e-9)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5])
 def test_recursion_equals_central_differences(name, problem, steps):
     """Along the gradient itself and random directions, through an inner loop written out task by task."""
