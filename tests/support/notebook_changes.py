@@ -102,7 +102,7 @@ CHANGES: dict[str, list[dict[str, str]]] = {
     ],
     "08_omniglot": [
         {"DATASET": '"glyphs"', "METHOD": '"reptile"', "STEPS": "3"},
-        {"DATASET": '"glyphs"', "SHOTS": "5", "QUERIES": "1", "ALPHA": "2.0"},
+        {"SHOTS": "5", "QUERIES": "1", "ALPHA": "2.0", "FILTERS": "8"},
         {"METHOD": '"fomaml"', "WAYS": "3", "HEADLINE": "6", "SEED": "1"},
         {"WAYS": "20", "TASKS": "2", "FILTERS": "8", "STEPS": "1"},
         {"ALPHA": "0.1", "QUERIES": "10", "SHOTS": "2", "FILTERS": "16", "HEADLINE": "1"},
