@@ -14,6 +14,11 @@ if TYPE_CHECKING:  # for editors and type checkers: the same names, as they are
     from maml_edu.classroom.checks import claim as claim
     from maml_edu.classroom.checks import hint as hint
     from maml_edu.classroom.checks import solution as solution
+    from maml_edu.classroom.checks import yours as yours
+    from maml_edu.classroom.guesses import answer as answer
+    from maml_edu.classroom.guesses import guess as guess
+    from maml_edu.classroom.lesson import by_preset as by_preset
+    from maml_edu.classroom.lesson import seeded as seeded
     from maml_edu.classroom.progress_record import progress as progress
     from maml_edu.data.drawn_glyphs import glyphs as glyphs
     from maml_edu.data.episodes import Episodes as Episodes
@@ -83,7 +88,9 @@ _HOME = {
     "training": "train",
     "diagnosis.verdicts": "diagnose",
     "diagnosis.training_steps": "from_training_step",
-    "classroom.checks": "check claim hint solution",
+    "classroom.checks": "check claim hint solution yours",
+    "classroom.guesses": "answer guess",
+    "classroom.lesson": "by_preset seeded",
     "classroom.progress_record": "progress",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}

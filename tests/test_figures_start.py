@@ -9,10 +9,11 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from maml_edu.figures import nb00_start_here as start
+from maml_edu.figures import nb00_start_here
+from maml_edu.figures import live_sliders as start
 from maml_edu.figures import style
-from maml_edu.figures.nb00_start_here import course_map, playground, read_course
-from maml_edu.figures.style import new_axes
+from maml_edu.figures.nb00_start_here import course_map, read_course
+from maml_edu.figures.live_sliders import playground
 
 PNG = b"\x89PNG"
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "00_start_here.ipynb"
@@ -30,12 +31,12 @@ def displayed(monkeypatch):
 def notebook():
     """What the notebook hands to `playground`: its drawing function, its sliders, its stills."""
     cells = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
-    last = next(i for i, source in enumerate(cells) if source.startswith("figures.playground("))
+    last = next(i for i, source in enumerate(cells) if source.startswith("figures.two_networks("))
     namespace, given = {"__name__": "notebook"}, {}
     for source in cells[:last]:
         exec(source, namespace)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "playground", lambda draw, **more: given.update(more, draw=draw))
+        patch.setattr(nb00_start_here, "playground", lambda draw, **more: given.update(more, draw=draw))
         exec(cells[last], namespace)
     return given
 
@@ -132,12 +133,10 @@ def test_the_course_is_read_from_the_notebooks(folder):
 
 
 def test_the_map_names_every_notebook_and_its_minutes(folder):
-    fig, ax = new_axes()
-    course_map(ax, read_course(folder))
+    fig = course_map(read_course(folder)).figure
+    [ax] = fig.axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["00 · First", "01 · Second one"]
     assert [text.get_text() for text in ax.texts] == ["15 min", "45 min"]
     assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(0, 15), (15, 45)]
     plt.close(fig)
-    fig, ax = new_axes()
-    course_map(ax, {})  # a notebook opened alone, without its neighbours
-    plt.close(fig)
+    plt.close(course_map({}).figure)  # a notebook opened alone, without its neighbours

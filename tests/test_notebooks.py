@@ -13,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
 from tools import refresh_notebooks as refresh
 
 MAX_CODE_LINES = 25
+MAX_WIDTH = 92
 CODE_CELLS_PER_TAG = 7  # at most one code cell in so many may hide its output from the comparison
 IGNORE_TAG = "nbval-ignore-output"
 PATHS = sorted(refresh.NOTEBOOKS.glob("*.ipynb"))
@@ -94,6 +95,17 @@ def cell_lengths(notebook):
     return wrong
 
 
+def line_lengths(notebook):
+    """On the core path no line of code runs past the box it is shown in."""
+    title = notebook.markdown[0].source if notebook.markdown else ""
+    if not re.match(r"# 0[01] · ", title):
+        return []
+    lines = [(cell.id, line) for cell in notebook.code for line in cell.source.splitlines()]
+    return [
+        f"cell {i}: {len(line)} characters, limit {MAX_WIDTH}: {line}" for i, line in lines if len(line) > MAX_WIDTH
+    ]
+
+
 def headings(notebook):
     """One title, and no level skipped on the way down."""
     levels_and_texts = headings_of(notebook)
@@ -170,6 +182,7 @@ CHECKS = (
     claims_hold,
     alternative_texts,
     cell_lengths,
+    line_lengths,
     headings,
     ignored_outputs,
     links,
@@ -242,6 +255,10 @@ def markdown(source):
     return notebook_of(new_markdown_cell(source))
 
 
+def core_path_notebook(code):
+    return nbformat.v4.new_notebook(cells=[new_markdown_cell("# 01 · Title"), new_code_cell(code)])
+
+
 def stored(output, **cell):
     return notebook_of(new_code_cell("x", execution_count=1, outputs=[output], **cell))
 
@@ -286,6 +303,7 @@ def test_a_good_notebook_passes(check):
         (alternative_texts, markdown("![](figure.png)")),
         (alternative_texts, markdown('<img src="figure.png">')),
         (cell_lengths, notebook_of(new_code_cell("x = 1\n" * (MAX_CODE_LINES + 1)))),
+        (line_lengths, Notebook("", core_path_notebook("x = 1" + " " * MAX_WIDTH + "# far out"))),
         (headings, markdown("# A second title")),
         (headings, markdown("### Straight to level 3")),
         (ignored_outputs, notebook_of(new_code_cell("claim(…)", **TAGGED))),

@@ -1,13 +1,15 @@
-"""What a notebook says about its own results (`claim`) and about your answers (`check`, `hint`, `solution`).
+"""What a notebook says about its own results (`claim`) and about your answers (`check`, `hint`, `solution`, `yours`).
 
 A wrong answer or a changed cell gets a printed line, and the notebook runs on.
 """
 
+import contextlib
 import inspect
 import linecache
 import textwrap
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from maml_edu.classroom.answer_comparison import describe, first_difference
-from maml_edu.classroom.exercises import Exercise, registry
+from maml_edu.classroom.exercises import Exercise, NotAllowed, registry
 from maml_edu.classroom.progress_record import CORRECT, TRIED, record
 
 # ---------------------------------------------------------------- claims
@@ -55,6 +57,7 @@ def _first_line(error: BaseException) -> str:
 # ---------------------------------------------------------------- exercises
 
 NOT_DONE = "not done yet."
+YOURS_IS = {None: "isn't written yet", False: "doesn't pass its check yet"}
 
 
 def check(number: str, answer: object) -> None:
@@ -64,46 +67,59 @@ def check(number: str, answer: object) -> None:
     """
     if (exercise := _exercise(number)) is None:
         return
-    correct = _print_verdict(exercise, answer)
+    correct, lines = _verdict(exercise, answer)
+    print("\n  ".join([f"Exercise {exercise.number}: {lines[0]}", *lines[1:]]))
     if correct is not None:
         record(exercise.number, CORRECT if correct else TRIED)
 
 
-def _print_verdict(exercise: Exercise, answer: object) -> bool | None:
-    """True for a correct answer, False for a wrong one, None for one that isn't written yet."""
+def yours(number: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Your function if `check` accepts it, otherwise the reference, and a line that says which: the story goes on.
+
+    Raises ValueError for an exercise that doesn't exist or doesn't ask for a function.
+    """
+    exercise = registry().get(str(number))
+    if exercise is None or exercise.is_prediction:
+        raise ValueError(f"there is no exercise {number} that asks for a function")
+    correct, _ = _verdict(exercise, function)
+    if correct:
+        print(f"From here on, your {number} runs.")
+        return function
+    print(f"From here on, the reference for {number} runs: yours {YOURS_IS[correct]}.")
+    return exercise.reference
+
+
+def _verdict(exercise: Exercise, answer: object) -> tuple[bool | None, list[str]]:
+    """True for a correct answer, False for a wrong one, None for one that isn't written yet; and what to say."""
     if _unwritten(answer):
-        _print(exercise, NOT_DONE)
-        return None
+        return None, [NOT_DONE]
     if not exercise.is_prediction and not callable(answer):
         kind = type(answer).__name__
-        _print(exercise, f"not yet: pass your function itself, without calling it (this is a {kind}).")
-        return False
+        return False, [f"not yet: pass your function itself, without calling it (this is a {kind})."]
 
     cases = exercise.cases()
     try:
-        yours = _outputs(answer if callable(answer) else lambda: answer, cases)
+        outputs = _outputs(exercise.examine(answer) if callable(answer) else lambda: answer, cases)
+    except NotAllowed as error:
+        return False, ["not yet.", str(error)]
     except Exception as error:
         # A stub may raise NotImplementedError; an `...` left in the body ends in a TypeError that names it.
         if isinstance(error, NotImplementedError) or "ellipsis" in str(error):
-            _print(exercise, NOT_DONE)
-            return None
-        _print(exercise, f"your code raised {_first_line(error)}{_line_of(error)}")
-        return False
-    if any(_unwritten(output) for output in yours):
-        _print(exercise, NOT_DONE)
-        return None
+            return None, [NOT_DONE]
+        return False, [f"your code raised {_first_line(error)}{_line_of(error)}"]
+    if any(_unwritten(output) for output in outputs):
+        return None, [NOT_DONE]
 
-    difference = first_difference(yours, _outputs(exercise.reference, cases), exercise.tolerance)
+    difference = first_difference(outputs, _outputs(exercise.examine(exercise.reference), cases), exercise.tolerance)
     if difference is None:
-        _print(exercise, "correct." + (f" {exercise.remark}" if exercise.remark else ""))
-        return True
+        return True, ["correct." + (f" {exercise.remark}" if exercise.remark else "")]
     lines = describe(difference, len(cases), spoil=not exercise.is_prediction)
     for message, wrong in exercise.mistakes.items():
-        if first_difference(yours, _outputs(wrong, cases), exercise.tolerance) is None:
-            lines.append(message)
-            break
-    _print(exercise, "not yet.", *lines)
-    return False
+        with contextlib.suppress(NotAllowed):  # what the exercise forbids has been named above
+            if first_difference(outputs, _outputs(exercise.examine(wrong), cases), exercise.tolerance) is None:
+                lines.append(message)
+                break
+    return False, ["not yet.", *lines]
 
 
 def hint(number: str, n: int = 1) -> None:
@@ -128,10 +144,6 @@ def _exercise(number: str) -> Exercise | None:
     if exercise is None:
         print(f"There is no exercise {number}; there are {', '.join(sorted(registry())) or 'none'}.")
     return exercise
-
-
-def _print(exercise: Exercise, verdict: str, *lines: str) -> None:
-    print("\n".join([f"Exercise {exercise.number}: {verdict}", *(f"  {line}" for line in lines)]))
 
 
 def _unwritten(value: object) -> bool:
@@ -169,7 +181,8 @@ def _copy(value: Any) -> Any:
 def _line_of(error: Exception) -> str:
     """` (line 4: ...)`, the last line of the traceback in the file or cell of the student's function."""
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if frame.filename != __file__]
+    ours = (__file__, str(Path(__file__).parent / "exercises"))
+    theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
     if not theirs:  # the call itself failed: wrong number of arguments
         return ""
     last = [frame for frame in theirs if frame.filename == theirs[0].filename][-1]

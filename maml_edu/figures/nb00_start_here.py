@@ -1,139 +1,48 @@
-"""Figures of notebook 00: a picture with sliders that is redrawn live, and the map of the course."""
+"""Figures of notebook 00: a picture with sliders that is redrawn live, and what the course and the machine offer."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
+import math
+import os
+import platform
 import re
-import traceback
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import ipywidgets
-from matplotlib.artist import Artist
+import torch
+from IPython.display import Markdown, display
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from torch import Tensor
 
-from maml_edu.figures.style import COLOURS, Look, _display, _png, _require_alt, apply_style
+from maml_edu.data.omniglot_files import DataError, omniglot
+from maml_edu.evaluation import StepScore
+from maml_edu.figures.live_sliders import playground
+from maml_edu.figures.nb05_sine_regression import adaptation
+from maml_edu.figures.style import COLOURS, STYLES, Look, Picture, new_axes
+from maml_edu.tasks import Params
 
-__all__ = ["course_map", "playground", "read_course"]
+__all__ = ["Machine", "course_map", "errors", "means", "read_course", "show_course", "two_networks", "your_machine"]
 
-Draw = Callable[..., None]  # draw(axes, **values): one value per slider, as many axes as there are panels
-Limits = tuple[float, float, float, float]  # lowest, highest, step, start; whole numbers make a slider of whole numbers
-
-_PANEL_HEIGHT = 3.5  # inches
-_STILL_SIZES = {"title": 10, "label": 10, "ticks": 9, "legend": 10}  # points; stills are small pictures
-
-
-class Live(NamedTuple):
-    """The widgets of a playground: all of them, and one by one."""
-
-    box: ipywidgets.VBox
-    sliders: dict[str, ipywidgets.Widget]
-    picture: ipywidgets.Image
-    problem: ipywidgets.HTML  # what went wrong in the last redraw, "" if nothing did
-
-
-def playground(
-    draw: Draw, sliders: Mapping[str, Limits], stills: Mapping[str, Mapping[str, float]], alt: str, panels: int = 2
-) -> None:
-    """Several sliders and one picture that follows them; a strip of stills wherever the notebook is only read.
-
-    `draw(axes, **values)` draws the picture on `panels` axes side by side. `stills` names the pictures of the strip
-    and says in which values each differs from the start. The same function draws both, so an error in it appears in
-    this cell; an error at another setting is shown in place of the picture.
-    """
-    _require_alt(alt)
-    apply_style()
-    strip = base64.b64encode(_strip(draw, sliders, stills, panels)).decode()
-    bundle = live(draw, sliders, panels).box._repr_mimebundle_()
-    bundle = dict(bundle[0] if isinstance(bundle, tuple) else bundle)
-    _display(bundle | {"image/png": strip, "text/plain": f"[Sliders for {', '.join(sliders)}: {alt}]"}, alt)
-
-
-def live(draw: Draw, sliders: Mapping[str, Limits], panels: int = 2) -> Live:
-    """The widgets, wired up, with the first picture drawn."""
-    controls = {name: _slider(name, *limits) for name, limits in sliders.items()}
-    picture, problem = ipywidgets.Image(format="png"), ipywidgets.HTML()
-    picture.layout.width, picture.layout.max_width = "800px", "100%"
-
-    def values() -> dict[str, float]:
-        return {name: control.value for name, control in controls.items()}
-
-    def redraw(change: object) -> None:
-        try:
-            picture.value = _frame(draw, values(), panels)
-            problem.value, picture.layout.display = "", ""
-        except Exception:  # what a callback raises goes to a log that nobody reads
-            text = f"No picture for {values()}.\n\n{traceback.format_exc(limit=-3)}"
-            problem.value, picture.layout.display = f"<pre style='color:#b00020'>{html.escape(text)}</pre>", "none"
-
-    picture.value = _frame(draw, values(), panels)  # an error at the start is raised, not shown
-    for control in controls.values():
-        control.observe(redraw, "value")
-    columns = "repeat(auto-fit, minmax(340px, 1fr))"  # two in a row where there is room
-    layout = ipywidgets.Layout(grid_template_columns=columns, width="100%", max_width="800px")
-    rows = ipywidgets.GridBox(list(controls.values()), layout=layout)
-    return Live(ipywidgets.VBox([rows, picture, problem]), controls, picture, problem)
-
-
-def _slider(name: str, low: float, high: float, step: float, start: float) -> ipywidgets.Widget:
-    integers = all(isinstance(number, int) for number in (low, high, step, start))
-    kind = ipywidgets.IntSlider if integers else ipywidgets.FloatSlider
-    more = {} if integers else {"readout_format": ".1f"}
-    ends = {"min": min(low, start), "max": max(high, start)}  # a start outside of the range widens it
-    layout = ipywidgets.Layout(width="340px")
-    return kind(value=start, step=step, description=name, layout=layout, **ends, **more)
-
-
-def _frame(draw: Draw, values: Mapping[str, float], panels: int) -> bytes:
-    """One picture as PNG. Fixed margins: measuring every label would take longer than drawing."""
-    fig = Figure(figsize=(8, _PANEL_HEIGHT))  # not pyplot's: it needs no closing
-    axes = fig.subplots(1, panels, sharey=True, squeeze=False)[0]
-    fig.subplots_adjust(left=0.07, right=0.99, top=0.9, bottom=0.24, wspace=0.06)
-    draw(axes, **values)
-    handles, labels = axes[0].get_legend_handles_labels()
-    if handles:
-        fig.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=11)
-    out = io.BytesIO()
-    fig.savefig(out, format="png", pil_kwargs={"compress_level": 1})
-    return out.getvalue()
-
-
-def _strip(draw: Draw, sliders: Mapping[str, Limits], stills: Mapping[str, Mapping[str, float]], panels: int) -> bytes:
-    """The stills as columns, their panels below each other."""
-    if not stills:
-        raise ValueError("playground needs at least one still, for readers without a running kernel")
-    start = {name: limits[3] for name, limits in sliders.items()}
-    fig = Figure(figsize=(8, 2.35 * panels + 0.5), layout="constrained")
-    axes = fig.subplots(panels, len(stills), sharex=True, sharey=True, squeeze=False)
-    for column, (caption, changes) in enumerate(stills.items()):
-        if unknown := sorted(set(changes) - set(start)):
-            raise ValueError(f"still {caption!r} sets {', '.join(unknown)}; the sliders are {', '.join(start)}")
-        draw(axes[:, column], **(start | dict(changes)))
-        axes[0, column].set_title(f"{caption}\n{axes[0, column].get_title()}")
-    for ax in axes.flat:
-        ax.label_outer()
-        ax.title.set_fontsize(_STILL_SIZES["title"])
-        ax.tick_params(labelsize=_STILL_SIZES["ticks"])
-        for label in (ax.xaxis.label, ax.yaxis.label):
-            label.set_fontsize(_STILL_SIZES["label"])
-    handles: dict[str, Artist] = {}
-    for ax in axes.flat:
-        for handle, label in zip(*ax.get_legend_handles_labels()):
-            handles.setdefault(label, handle)
-    if handles:
-        fig.legend(
-            handles.values(),
-            handles,
-            loc="outside lower center",
-            ncols=len(handles),
-            fontsize=_STILL_SIZES["legend"],
-        )
-    return _png(fig)
+QUESTIONS = {
+    "00": "Does it work, and where is everything?",
+    "01": "What is a task, and what does MAML minimise?",
+    "02": "What's the derivative of a gradient step?",
+    "03": "How do you get the exact meta-gradient without a Hessian matrix?",
+    "04": "What happens if you leave the Hessian out?",
+    "05": "Which start is best for sines, and do we get the paper's numbers?",
+    "06": "Is my code MAML, or just something that trains?",
+    "07": "What's a task made of pictures, and whose statistics count?",
+    "08": "How good is it on handwriting it has never seen?",
+    "09": "What does the start know, and what's left for adaptation?",
+    "10": "What if you learn the step sizes, or use momentum or Adam inside?",
+    "11": "Can the gradient forget the path and use only its end?",
+    "12": "What if a network, or a mean, reads the support set?",
+    "13": "What if the examples are an agent's own trajectories?",
+    "14": "What does it cost, and what do more machines change?",
+}
 
 
 class Lesson(NamedTuple):
@@ -164,18 +73,21 @@ def read_course(folder: str | Path = ".") -> dict[str, Lesson]:
     return course
 
 
-def course_map(ax: Axes, course: Mapping[str, Lesson]) -> Axes:
+def course_map(course: Mapping[str, Lesson]) -> Picture:
     """The notebooks one below the other, as long as they take; thin lines lead from what each builds on."""
+    fig, ax = new_axes(height=0.7 + 0.4 * len(course))
+    fig.set_figwidth(8)
     rows, now = {}, 0
     for row, (number, lesson) in enumerate(course.items()):
         rows[number], begin, now = (row, now + lesson.minutes / 2), now, now + lesson.minutes
         ax.barh(row, lesson.minutes, left=begin, height=0.6, color=COLOURS["query"], edgecolor=COLOURS["truth"])
         ax.annotate(f"{lesson.minutes} min", (now, row), (6, 0), textcoords="offset points", va="center")
-        for needed in lesson.needs:
+        for column, needed in enumerate(lesson.needs):
             if needed in rows and (above := rows[needed])[0] < row:
                 look: Look = {"color": COLOURS["before"], "linewidth": 1.3, "zorder": 0}
-                ax.plot([above[1], above[1], begin], [above[0], row, row], **look)
-                ax.plot(begin - 1, row, marker=">", markersize=6, **look)
+                height = row - 0.2 + 0.4 * (column + 1) / (len(lesson.needs) + 1)  # lines that end here don't join
+                ax.plot([above[1], above[1], begin], [above[0], height, height], **look)
+                ax.plot(begin - 1, height, marker=">", markersize=5, **look)
     ax.set_ylim(len(course) - 0.4, -0.6)
     ax.set_xlim(0, 1.12 * max(now, 1))
     ax.set_yticks(range(len(course)), [f"{number} · {lesson.title}" for number, lesson in course.items()])
@@ -184,4 +96,127 @@ def course_map(ax: Axes, course: Mapping[str, Lesson]) -> Axes:
     hours = range(now // 60 + 1)
     ax.set_xticks([60 * hour for hour in hours], [str(hour) for hour in hours])
     ax.set_xlabel("hours, exercises included")
-    return ax
+    alt = f"The {len(course)} notebooks one below the other, as bars on an axis of {now / 60:.1f} hours"
+    return Picture(fig, f"{alt}; thin lines lead from each notebook to those that build on it.")
+
+
+def show_course(course: Mapping[str, Lesson]) -> None:
+    """The course as a table: each notebook's question, its minutes, and what it builds on."""
+    rows = ["| notebook | the question | minutes | builds on |", "|---|---|---|---|"]
+    for number, lesson in course.items():
+        link, needs = f"[{number} · {lesson.title}]({lesson.file})", ", ".join(lesson.needs)
+        rows.append(f"| {link} | {QUESTIONS.get(number, '')} | {lesson.minutes} | {needs} |")
+    display(Markdown("\n".join(rows)))
+
+
+def two_networks(
+    apply: Callable[[Params, Tensor], Tensor],
+    starts: Mapping[str, object],
+    steps_on: Callable[..., list[Params]],
+    amplitude: float,
+    phase: float,
+    shots: int,
+    steps: int,
+    seed: int,
+) -> None:
+    """A sine chosen with sliders, and what each start makes of a few of its points.
+
+    starts: name -> start, which `steps_on(start, x, y, steps)` adapts; it returns θ_0 … θ_K.
+    """
+    grid = torch.linspace(-5, 5, 201).view(1, -1, 1)
+    generator = torch.Generator().manual_seed(seed)
+    known = 10 * torch.rand(1, max(20, shots), 1, generator=generator) - 5
+
+    def draw(axes: Sequence[Axes], amplitude: float, phase: float, shots: int, steps: int) -> None:
+        def sine(x: Tensor) -> Tensor:
+            return amplitude * torch.sin(x - phase)
+
+        x, truth = known[:, :shots], sine(grid)
+        for ax, (name, start) in zip(axes, starts.items()):
+            path = steps_on(start, x, sine(x), steps)
+            curves = {step: apply(path[step], grid).detach() for step in sorted({0, steps})}
+            errors = [f"{(curve - truth).square().mean():.2f}" for curve in curves.values()]
+            flat = {step: curve.flatten() for step, curve in curves.items()}
+            title = f"{name}: error {' → '.join(errors)}"
+            adaptation(ax, grid.flatten(), truth.flatten(), (x.flatten(), sine(x).flatten()), flat, title)
+            ax.set(ylim=(-7, 7), yticks=(-5, 0, 5))
+
+    playground(
+        draw,
+        sliders={  # lowest, highest, step, start
+            "amplitude": (0.0, 6.0, 0.1, amplitude),
+            "phase": (0.0, 6.2, 0.1, phase),
+            "shots": (1, 20, 1, shots),
+            "steps": (0, 10, 1, steps),
+        },
+        stills={
+            "no step yet": {"steps": 0},
+            f"{shots} points, K = {steps}": {},
+            "another sine": {"amplitude": 5.0, "phase": 2.8},
+        },
+        alt="MAML's curve is far from the sine before its step and close to it after. "
+        "The pre-trained network's curve is as far off, and hardly moves.",
+    )
+
+
+def errors(measured: Mapping[str, Sequence[StepScore]], steps: Sequence[int]) -> Picture:
+    """Mean squared error after some numbers of steps, with 95 % intervals over tasks; one line a network."""
+    fig, ax = new_axes(height=3.2)
+    for (name, scores), key in zip(measured.items(), ("maml", "joint")):
+        bars = [score.half_width or 0 for score in scores]
+        ax.errorbar(range(len(scores)), means(scores), bars, capsize=4, label=name, **STYLES[key])
+    ax.set_xticks(range(len(steps)), [f"{step} step{'s' * (step != 1)}" for step in steps])
+    ax.set(ylabel="mean squared error", xlim=(-0.3, len(steps) - 0.7))
+    ax.set_ylim(bottom=0)
+    ax.legend()
+    alt = "Errors on random sines. Both networks begin at the same height, and MAML's line falls much faster."
+    return Picture(fig, alt)
+
+
+def means(scores: Sequence[StepScore]) -> list[float]:
+    """The mean error after each number of steps; infinite where a task diverged."""
+    return [math.inf if score.mean is None else score.mean for score in scores]
+
+
+class Machine(NamedTuple):
+    """What `your_machine` found out."""
+
+    new_enough: bool
+    omniglot: bool
+
+
+def your_machine() -> Machine:
+    """Print what is here and what it means for the course. Nothing is downloaded."""
+
+    def numbers(version: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in version.split(".")[:2])
+
+    python, pytorch = numbers(platform.python_version()) >= (3, 11), numbers(torch.__version__) >= (2, 11)
+    say = {True: "new enough", False: "too old: install the versions of requirements.txt"}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    characters, about_them = _omniglot_here()
+    print("Python   ", platform.python_version(), "-", say[python])
+    print("PyTorch  ", torch.__version__, "-", say[pytorch])
+    print("cores    ", os.cpu_count(), "- one is enough for every notebook")
+    print("CUDA GPU ", gpu, "- you don't need one; preset full would use it")
+    print("Omniglot ", about_them)
+    print("folder   ", _folder_here())
+    return Machine(python and pytorch, characters)
+
+
+def _omniglot_here() -> tuple[bool, str]:
+    try:
+        names = omniglot(download=False).names
+    except DataError as error:
+        if os.environ.get("MAML_EDU_DATA"):
+            return False, f"MAML_EDU_DATA doesn't name a folder with Omniglot: change or unset it. {error}"
+        return False, "not here; 07 and 08 fetch it once (14 MB), or offline draw glyphs and say so"
+    return True, f"{len(names):,} characters are here, for notebooks 07 and 08"
+
+
+def _folder_here() -> str:
+    try:
+        with tempfile.TemporaryFile(dir="."):
+            return "you can write here: your work is kept"
+    except OSError:
+        return "read-only: everything runs, but save a copy of your own"

@@ -6,32 +6,27 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from torch import Tensor
 
 from maml_edu.evaluation import StepScore
-from maml_edu.figures.style import COLOURS, Look, figure_of, line, points, where_none_diverged
+from maml_edu.figures.style import COLOURS, Look, Picture, line, new_axes, points, where_none_diverged
 from maml_edu.tasks import TaskBatch
 
 __all__ = [
-    "before_and_after",
     "bilevel_diagram",
     "fine_tuning",
     "fits_of_five_points",
-    "joint_prediction",
+    "mean_curve",
     "support_and_query_losses",
     "support_points",
     "task_gallery",
 ]
 
-_RANDOM_START: Look = {
-    "color": "#999999",
-    "linestyle": (0, (1, 1)),
-    "marker": "x",
-}  # no method of the series: pale grey
+_RANDOM_START: Look = {"color": "#999999", "linestyle": (0, (1, 1)), "marker": "x"}  # no method of the series: grey
 
 
 Point = tuple[float, float]
@@ -41,103 +36,102 @@ def _flat(values: Tensor) -> np.ndarray:
     return values.detach().flatten().cpu().numpy()
 
 
-def _plot(ax: Axes, x: Tensor, y: Tensor, key: str, **more: Any) -> None:
+def plot_curve(ax: Axes, x: Tensor, y: Tensor, key: str, **more: Any) -> None:
+    """A curve of many points, in the colour of its meaning."""
     ax.plot(_flat(x), _flat(y), **{**line(key), **more})
 
 
-def _scatter(ax: Axes, x: Tensor, y: Tensor, key: str, **more: Any) -> None:
+def plot_points(ax: Axes, x: Tensor, y: Tensor, key: str, **more: Any) -> None:
+    """Examples, in the colour and with the marker of their set."""
     look = {**points(key), "markeredgecolor": "black", "markeredgewidth": 0.8, "zorder": 5, **more}
     ax.plot(_flat(x), _flat(y), **look)
 
 
-def _sides(batch: TaskBatch, t: int) -> dict[str, tuple[Tensor, Tensor]]:
-    return {
-        "support": (batch.support_x[t, :, 0], batch.support_y[t]),
-        "query": (batch.query_x[t, :, 0], batch.query_y[t]),
-    }
-
-
-def _below(figure: Figure, ax: Axes, columns: int) -> None:
+def legend_below(ax: Axes, columns: int) -> None:
     """One legend for the whole figure, under the panels."""
+    figure = ax.figure
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns, fontsize=11)
 
 
-def support_points(ax: Axes, batch: TaskBatch) -> Figure:
+def support_points(task: TaskBatch) -> Picture:
     """The support set of the first task and nothing else: what the learner is given."""
-    _scatter(ax, *_sides(batch, 0)["support"], "support", markersize=9)
-    ax.set(xlabel="x", ylabel="y", xlim=(-5.2, 5.2))
-    bound = 1.8 * float(batch.support_y[0].abs().max()) + 0.5
-    ax.set_ylim(-bound, bound)
-    ax.set_title(f"{batch.support_x.shape[1]} points, curve unknown")
-    return figure_of(ax)
+    figure, ax = new_axes()
+    plot_points(ax, task.support_x[0], task.support_y[0], "support", markersize=9)
+    bound = 1.8 * float(task.support_y[0].abs().max()) + 0.5
+    shots = task.support_x.shape[1]
+    ax.set(xlabel="x", ylabel="y", xlim=(-5.2, 5.2), ylim=(-bound, bound), title="Can you draw the rest?")
+    return Picture(figure, f"{shots} points in the plane, with x between −5 and 5, and no curve.")
 
 
-def fits_of_five_points(
-    axes: Sequence[Axes], batch: TaskBatch, x: Tensor, truth: Tensor, network: Tensor, sine: Tensor
-) -> Figure:
-    """Left: a network fitted to the support points alone. Right: the best sine through the same points.
-
-    x, truth, network, sine: curves with the same number of entries.
-    """
-    _plot(axes[0], x, truth, "truth", linewidth=1.2, label="true curve")
-    _plot(axes[0], x, network, "after", label="fitted curve")
-    _plot(axes[1], x, truth, "truth", linewidth=1.2)
-    _plot(axes[1], x, sine, "after", linewidth=4, alpha=0.45)
-    bound = 1.8 * float(truth.abs().max()) + 0.2  # the same scale in both panels
-    for ax, title in zip(axes, ("a network from a random start", "a sine with two unknowns")):
-        _scatter(ax, *_sides(batch, 0)["support"], "support", label="support point")
+def fits_of_five_points(task: TaskBatch, x: Tensor, truth: Tensor, network: Tensor, sine: Tensor) -> Picture:
+    """Left: a network fitted to the support points alone. Right: the best sine through the same points."""
+    figure, axes = new_axes(2, height=3.6)
+    for ax, curve, title in zip(axes, (network, sine), ("a network, fitted", "a sine, fitted")):
+        plot_curve(ax, x, truth, "truth", linewidth=1.2, label="hidden curve")
+        more = {"linewidth": 4, "alpha": 0.45} if curve is sine else {}
+        plot_curve(ax, x, curve, "after", label="fit", **more)
+        plot_points(ax, task.support_x[0], task.support_y[0], "support", label="known point")
+        bound = 1.8 * float(truth.abs().max()) + 0.2
         ax.set(xlabel="x", ylabel="y", title=title, ylim=(-bound, bound))
         ax.label_outer()
-    _below(figure_of(axes[0]), axes[0], 3)
-    return figure_of(axes[0])
+    legend_below(axes[0], 3)
+    return Picture(
+        figure,
+        "Two panels with the same known points. A fitted network passes through the points and misses the "
+        "hidden curve elsewhere. A fitted sine covers the hidden curve.",
+    )
 
 
-def support_and_query_losses(ax: Axes, support: Sequence[float], query: Sequence[float]) -> Figure:
-    """Both losses while a network is fitted to the support set, on a logarithmic axis, labelled at their ends."""
-    steps = range(len(support))
-    for key, values in (("support", support), ("query", query)):
-        dashes = "-" if key == "support" else "--"
-        ax.semilogy(steps, values, color=COLOURS[key], linestyle=dashes)
+def support_and_query_losses(losses: Sequence[Point]) -> Picture:
+    """(support loss, query loss) while a network is fitted to the support set, on a logarithmic axis."""
+    figure, ax = new_axes()
+    for key, values in zip(("support", "query"), zip(*losses)):
+        ax.semilogy(values, color=COLOURS[key], linestyle="-" if key == "support" else "--")
         ax.annotate(f" {key} loss", (len(values) - 1, values[-1]), va="center", fontsize=12, annotation_clip=False)
-    ax.set(xlabel="training step on the support set", ylabel="mean squared error")
-    ax.set_xlim(0, max(len(support) - 1, 1))
-    return figure_of(ax)
+    ax.set(xlabel="training step on the support set", ylabel="mean squared error", xlim=(0, max(len(losses) - 1, 1)))
+    return Picture(
+        figure, "While the network is fitted, the support loss falls by orders of magnitude; the query loss doesn't."
+    )
 
 
-def task_gallery(axes: Sequence[Axes], batch: TaskBatch) -> Figure:
-    """One panel per task: its curve, its support and its query points.
+def task_gallery(batch: TaskBatch) -> Picture:
+    """One panel per task: its curve, its query points, and on top of them its support points.
 
     batch: sampled with reveal=True, so that x holds (x, A, phase).
     """
+    figure, axes = new_axes(3, height=3.2)
     grid = np.linspace(-5, 5, 200)
     for t, ax in enumerate(axes):
         amplitude, phase = (float(value) for value in batch.support_x[t, 0, 1:])
         ax.plot(grid, amplitude * np.sin(grid - phase), **line("truth") | {"linewidth": 1})
-        for key, (x, y) in _sides(batch, t).items():
-            _scatter(ax, x, y, key, label=f"{key} points")
-        ax.set(xlabel="x", ylabel="y", title=f"A = {amplitude:.1f}, phase = {phase:.1f}", ylim=(-5.4, 5.4))
+        plot_points(ax, batch.query_x[t, :, 0], batch.query_y[t], "query", label="query points", markersize=5)
+        plot_points(ax, batch.support_x[t, :, 0], batch.support_y[t], "support", label="support points", zorder=7)
+        ax.set(xlabel="x", ylabel="y", title=f"A = {amplitude:.1f}, p = {phase:.1f}", ylim=(-5.4, 5.4))
         ax.label_outer()
-    _below(figure_of(axes[0]), axes[0], 2)
-    return figure_of(axes[0])
+    legend_below(axes[0], 2)
+    return Picture(figure, "Three sines of different amplitude and phase, each with its support and query points.")
 
 
-def joint_prediction(ax: Axes, x: Tensor, tasks: Tensor, mean: Tensor, network: Tensor) -> Figure:
-    """Curves of single tasks (pale), their mean over p(T), and the one curve that joint training learned.
+def mean_curve(x: Tensor, tasks: Tensor, mean: Tensor, network: Tensor, name: str) -> Picture:
+    """Curves of single tasks (pale), their mean over p(T), and the curve of a network trained on all of them.
 
-    tasks: [how many, entries of x].
+    tasks: [how many, entries of x, 1]. name: what to call the network; "jointly" gives it joint training's colour.
     """
+    figure, ax = new_axes(height=3.8)
     for curve in tasks:
-        _plot(ax, x, curve, "truth", color="#BBBBBB", linewidth=0.7)
-    _plot(ax, x, mean, "truth", linewidth=1.4, label="mean over tasks, E[y | x]")
-    _plot(ax, x, network, "joint", linewidth=3.5, label="network after joint training")
+        plot_curve(ax, x, curve, "truth", color="#BBBBBB", linewidth=0.7)
+    plot_curve(ax, x, mean, "truth", linewidth=1.4, label="mean of all sines")
+    plot_curve(ax, x, network, "joint" if "joint" in name else "maml", linewidth=3, label=name)
     ax.set(xlabel="x", ylabel="y", ylim=(-5.4, 5.4))
-    figure_of(ax).legend(loc="outside lower center", ncols=2)
-    return figure_of(ax)
+    legend_below(ax, 2)
+    return Picture(
+        figure, f"Many pale sines, and their mean, which is much flatter. The curve of the {name} is close to the mean."
+    )
 
 
-def bilevel_diagram(ax: Axes) -> Figure:
-    """θ → inner loop on the support set → φ → query loss, and the way back to θ."""
-    figure_of(ax).set_size_inches(8, 3.9)
+def bilevel_diagram() -> Picture:
+    """θ → inner loop on the support set → φ → query loss, and the outer loop back to θ."""
+    figure, ax = plt.subplots(figsize=(8, 3.9), layout="constrained")
     ax.set(xlim=(0, 16), ylim=(0, 7.8))
     ax.axis("off")
     ax.add_patch(  # what happens once per task
@@ -168,7 +162,11 @@ def bilevel_diagram(ax: Axes) -> Figure:
     _arrow(ax, loss, theta, "bottom", "bottom", COLOURS["maml"], "bar,angle=180,fraction=-0.13", 2.5)
     text = r"outer loop: move $\theta$ so that the mean of $L_q(\varphi)$ over tasks falls"
     ax.text(7.45, 0.42, text, ha="center", va="center", fontsize=12, color=COLOURS["maml"])
-    return figure_of(ax)
+    return Picture(
+        figure,
+        "A task gives a support and a query set. θ and the support set enter the inner loop, which returns φ. "
+        "φ and the query set give the query loss. An arrow leads from the query loss back to θ: the outer loop.",
+    )
 
 
 def _box(
@@ -221,53 +219,28 @@ def _arrow(
     )
 
 
-def before_and_after(
-    axes: Sequence[Axes],
-    batch: TaskBatch,
-    x: Tensor,
-    truth: Tensor,
-    starts: Mapping[str, tuple[Tensor, Tensor]],
-) -> Figure:
-    """One panel per start: its curve before (θ) and after (φ) adapting to the same support points.
-
-    starts: title -> (curve before, curve after).
-    """
-    bound = 1.4 * float(truth.abs().max()) + 0.2  # the same scale in both panels
-    for ax, (title, (before, after)) in zip(axes, starts.items()):
-        _plot(ax, x, truth, "truth", linewidth=1.2, label="true curve")
-        _plot(ax, x, before, "before", label="before, θ")
-        _plot(ax, x, after, "after", linewidth=2.6, label="after, φ")
-        _scatter(ax, *_sides(batch, 0)["support"], "support", label="support point")
-        ax.set(xlabel="x", ylabel="y", title=title, ylim=(-bound, bound))
-        ax.label_outer()
-    _below(figure_of(axes[0]), axes[0], 4)
-    return figure_of(axes[0])
-
-
-def fine_tuning(ax: Axes, scores: Mapping[str, list[StepScore]], floor: float) -> Figure:
+def fine_tuning(scores: Mapping[str, list[StepScore]], floor: float) -> Picture:
     """Query loss against inner steps, with 95 % intervals over tasks, for several starts.
 
-    scores: name -> result of `evaluate`; names "maml" and "joint" have their colours, others are pale grey.
-    A step at which a task diverged has no mean and is left out. floor: the best loss without adaptation.
+    scores: name -> result of `evaluate`; "maml" and "joint" have their colours, others are grey. A step at which a
+    task diverged has no mean and is left out. floor: the best loss without adaptation.
     """
+    figure, ax = new_axes(height=4.0)
     for name, steps in scores.items():
         look = {**line(name), "marker": points(name)["marker"]} if name in COLOURS else _RANDOM_START
         known, means, half_widths = where_none_diverged(steps)
-        ax.errorbar(
-            known,
-            means,
-            [half if math.isfinite(half) else 0 for half in half_widths],
-            capsize=3,
-            label=f"{name} start"
-            if name not in COLOURS
-            else {"maml": "MAML start", "joint": "joint start"}.get(name, name),
-            **look,
-        )
+        bars = [half if math.isfinite(half) else 0 for half in half_widths]
+        label = {"maml": "your trained θ", "joint": "jointly trained θ"}.get(name, f"{name} θ")
+        ax.errorbar(known, means, bars, capsize=3, label=label, **look)
     ax.axhline(floor, **line("truth") | {"linewidth": 1})
     ax.annotate(
         "best without adapting", (0.99, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=11
     )
-    ax.set(xlabel="inner steps at test", ylabel="query MSE, mean over tasks")
+    ax.set(xlabel="inner steps on a new task", ylabel="query loss, mean over tasks")
     ax.set_ylim(bottom=0)
-    figure_of(ax).legend(loc="outside lower center", ncols=3)
-    return figure_of(ax)
+    legend_below(ax, 3)
+    return Picture(
+        figure,
+        "Query loss on new tasks against inner steps. A random start hardly improves and the jointly trained θ a "
+        "little. The meta-trained θ begins beside the jointly trained one and is far lower after one step.",
+    )

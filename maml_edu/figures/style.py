@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
-import numpy.typing as npt
 from IPython.core.pylabtools import print_figure
 from IPython.display import display
 from matplotlib.axes import Axes
@@ -21,6 +20,7 @@ __all__ = [
     "COLOURS",
     "STYLES",
     "Look",
+    "Picture",
     "apply_style",
     "explore",
     "figure_of",
@@ -107,7 +107,11 @@ def apply_style() -> None:
     plt.rcParams.update(_RC)
 
 
-def new_axes(columns: int = 1, height: float = _HEIGHT) -> tuple[Figure, Axes | npt.NDArray[np.object_]]:
+@overload
+def new_axes(columns: Literal[1] = 1, height: float = _HEIGHT) -> tuple[Figure, Axes]: ...
+@overload
+def new_axes(columns: int, height: float = _HEIGHT) -> tuple[Figure, Any]: ...
+def new_axes(columns: int = 1, height: float = _HEIGHT) -> tuple[Figure, Any]:
     """A styled figure and its axes: one `Axes` for one column, otherwise an array of them."""
     apply_style()
     width = 6.0 if columns == 1 else _WIDTH
@@ -127,15 +131,23 @@ def where_none_diverged(scores: Sequence[StepScore]) -> tuple[list[int], list[fl
     return [step for step, _, _ in known], [mean for _, mean, _ in known], [half for _, _, half in known]
 
 
-def show(fig: Figure, alt: str) -> None:
+class Picture(NamedTuple):
+    """A finished figure, and a sentence for readers who can't see it."""
+
+    figure: Figure
+    alt: str
+
+
+def show(picture: Picture | Figure, alt: str | None = None) -> None:
     """Put a finished figure into the notebook as PNG, and close it.
 
-    `alt` says in a sentence what can be seen. It is stored twice: as the alternative text of the picture, and
-    as the plain text of the output, where readers without pictures find it and the notebook tests compare it.
+    The alt text is stored twice: as the alternative text of the picture, and as the plain text of the output, where
+    readers without pictures find it and the notebook tests compare it. A bare figure needs one as second argument.
     """
-    _require_alt(alt)
-    png = base64.b64encode(_png(fig)).decode()
-    _display({"image/png": png, "text/plain": f"[Figure: {alt}]"}, alt)
+    figure, text = picture if isinstance(picture, Picture) else (picture, alt or "")
+    _require_alt(text)
+    png = base64.b64encode(_png(figure)).decode()
+    _display({"image/png": png, "text/plain": f"[Figure: {text}]"}, text)
 
 
 def explore(
@@ -173,8 +185,7 @@ def explore(
         ax.label_outer()
         for text in [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]:
             text.set_fontsize(10)
-        if (legend := ax.get_legend()) is not None and index != chosen[0]:
-            legend.remove()  # once is enough in a strip
+    _one_legend(fig, axes[0])
     strip = base64.b64encode(_png(fig)).decode()
 
     options = [(_label(value), i) for i, value in enumerate(values)]
@@ -184,6 +195,18 @@ def explore(
     bundle = ipywidgets.VBox([slider, picture])._repr_mimebundle_()
     bundle = dict(bundle[0] if isinstance(bundle, tuple) else bundle)
     _display(bundle | {"image/png": strip, "text/plain": f"[Slider over {name}: {alt}]"}, alt)
+
+
+def _one_legend(fig: Figure, axes: Sequence[Axes]) -> None:
+    """The legend of the first panel, below all of them, in place of one in each."""
+    legends = [ax.get_legend() for ax in axes]
+    if legends[0] is not None:
+        handles, labels = axes[0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), fontsize=10)
+        fig.set_figheight(fig.get_figheight() + 0.3)
+    for legend in legends:
+        if legend is not None:
+            legend.remove()
 
 
 def _draw(draw: Callable[[Value, Axes], object], value: Value, name: str, ax: Axes) -> None:

@@ -6,12 +6,12 @@ CHANGES: dict[str, list[dict[str, str]]] = {
         {"AMPLITUDE": "0.5", "SHOTS": "1", "STEPS": "0", "PHASES": "(0.0, math.pi)"},
     ],
     "01_tasks_and_the_bilevel_objective": [
-        {"AMPLITUDE": "(1.0, 2.0)", "SIZES": "(1, 10, 1)", "METHOD": "joint"},
-        {"AMPLITUDE": "(3.0, 3.0)", "PHASE": "(1.0, 1.0)", "ACTIVATION": '"softplus"', "BUDGET": "1"},
-        {"PHASE": "(0.0, 2 * math.pi)", "SHOTS": "20", "STEPS": "3", "METHOD": "fomaml"},
-        {"PHASE": "(-math.pi / 2, math.pi / 2)", "SHOTS": "1", "METHOD": "reptile", "BUDGET": "10"},
-        {"SHOTS": "2", "ALPHA": "0.001", "STEPS": "2", "SIZES": "(1, 100, 100, 1)"},
-        {"ALPHA": "0.5", "STEPS": "5", "ACTIVATION": '"tanh"'},
+        {"AMPLITUDE": "(1.0, 2.0)", "SIZES": "(1, 10, 1)", "ALPHA_PLANE": "0.4"},
+        {"AMPLITUDE": "(3.0, 3.0)", "PHASE": "(1.0, 1.5)", "ACTIVATION": '"softplus"', "STEPS": "1"},
+        {"PHASE": "(0.0, 2 * math.pi)", "SHOTS": "20", "STEPS": "3", "ALPHA_PLANE": "0.02"},
+        {"PHASE": "(-math.pi / 2, math.pi / 2)", "SHOTS": "1", "ALPHA": "0.02"},
+        {"SHOTS": "2", "ALPHA": "0.001", "SIZES": "(1, 100, 100, 1)"},
+        {"ALPHA": "0.5", "STEPS": "5", "ACTIVATION": '"tanh"', "ALPHA_PLANE": "2.0"},
         {
             "cell:nb01-model": "from torch import nn\n"
             "model = from_module(nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 1)))\n"
@@ -19,17 +19,17 @@ CHANGES: dict[str, list[dict[str, str]]] = {
         },
     ],
     "02_differentiating_a_gradient_step": [
-        {"ALPHA": "0.8", "STEPS": "3", "SIZES": "(1, 2, 1)"},
-        {"ALPHA": "0.05", "STEPS": "1", "CENTRE": "3.0", "H12": "-0.8", "ACTIVATION": '"softplus"'},
-        {"CURVATURE": "4.0", "H11": "6.0", "THETA": "4.0", "H22": "3.0", "ACTIVATION": '"relu"'},
+        {"ALPHA": "0.8", "SIZES": "(1, 2, 1)", "START": "(1.6, math.pi / 2)", "RADIUS": "0.5"},
+        {"ALPHA": "0.05", "CENTRE": "3.0", "H12": "-0.8", "ACTIVATION": '"softplus"', "ALPHA_PLANE": "0.02"},
+        {"CURVATURE": "4.0", "H11": "6.0", "THETA": "4.0", "H22": "3.0", "ACTIVATION": '"sigmoid"'},
         {"CURVATURE": "-1.0", "H12": "0.0", "SIZES": "(1, 3, 3, 1)", "PRODUCTS": "(0.1, 0.9, 1.9)"},
-        {"THETA": "1.0", "START": "(1.0, 1.0)", "SHOTS": "1", "PRODUCTS": "(1.0, 2.0, 2.5)", "QUERY_CENTRE": "0.0"},
+        {"THETA": "1.0", "START_AB": "(1.0, 1.0)", "SHOTS": "1", "PRODUCTS": "(1.0, 2.0, 2.5)", "QUERY_CENTRE": "0.0"},
         {
             "QUERY_MINIMUM": "(-1.0, -1.0)",
-            "AMPLITUDE": "(0.1, 5.0)",
             "PLACES": "(-1.0, 0.3, 1.2)",
-            "STEPS": "5",
             "ALPHAS": "[0.0, 0.38, 0.39]",
+            "ALPHA_PLANE": "0.2",
+            "TASK": "(1.0, 0.3)",
             "cell:nb02-network-model": "from torch import nn\n"
             "model = from_module(nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)))",
         },

@@ -33,6 +33,15 @@ def no_arguments() -> list[tuple]:
     return [()]
 
 
+def as_it_is(function: Callable) -> Callable:
+    """No examination beyond what the function returns."""
+    return function
+
+
+class NotAllowed(Exception):
+    """Raised while a function is examined, if it does what the exercise forbids; `check` prints the message."""
+
+
 @dataclass(frozen=True)
 class Exercise:
     """What `maml_edu.classroom.checks.check` needs to know about one exercise.
@@ -50,6 +59,7 @@ class Exercise:
     ]  # what to tell the student -> a wrong function, called as reference is
     hints: tuple[str, ...]  # from gentle to telling
     cases: Callable[[], list[tuple]] = no_arguments  # makes the arguments afresh, from seeded generators
+    examine: Callable[[Callable], Callable] = as_it_is  # wraps every function before it is called on a case
     tolerance: float = 1e-6  # relative to the largest entry of each number, tensor or array
     remark: str = ""  # printed after "correct."
 

@@ -6,25 +6,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from maml_edu.classroom.exercises import Exercise
+from maml_edu.classroom.exercises import Exercise, NotAllowed
 from maml_edu.data.sine import SineTasks
 from maml_edu.models import mlp, mse
 from maml_edu.tasks import Loss, Params, TaskBatch
 
 # ---------------------------------------------------------------- 1.1
 
-
-def mse_of_predicting_zero() -> float:
-    low, high = 1.0, 3.0
-    mean_square_of_amplitude = (low**2 + low * high + high**2) / 3  # E[A²] of a uniform A
-    mean_square_of_sine = 1 / 2  # over half a period or any multiple of it
-    return mean_square_of_amplitude * mean_square_of_sine
+Range = tuple[float, float]
 
 
-# ---------------------------------------------------------------- 1.2
-
-
-def best_without_adapting(x: Tensor, amplitude: tuple[float, float], phase: tuple[float, float]) -> Tensor:
+def best_without_adapting(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
     low, high = phase
     mean_cos = (math.sin(high) - math.sin(low)) / (high - low)
     mean_sin = (math.cos(low) - math.cos(high)) / (high - low)
@@ -41,188 +33,213 @@ def _ranges() -> list[tuple]:
     ]
 
 
-def _sine_of_the_mean_task(x: Tensor, amplitude: tuple[float, float], phase: tuple[float, float]) -> Tensor:
+def _sine_of_the_mean_task(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
     return sum(amplitude) / 2 * torch.sin(x - sum(phase) / 2)
 
 
-def _plus_cosine(x: Tensor, amplitude: tuple[float, float], phase: tuple[float, float]) -> Tensor:
-    return best_without_adapting(-x, amplitude, phase) * -1
+def _plus_cosine(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
+    return -best_without_adapting(-x, amplitude, phase)
 
 
-def _width_forgotten(x: Tensor, amplitude: tuple[float, float], phase: tuple[float, float]) -> Tensor:
+def _upside_down(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
+    return -best_without_adapting(x, amplitude, phase)
+
+
+def _swapped(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
+    return best_without_adapting(x + math.pi / 2, amplitude, phase)  # sin → cos, cos → −sin
+
+
+def _swapped_with_minus(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
+    return best_without_adapting(math.pi / 2 - x, amplitude, phase)  # sin ↔ cos
+
+
+def _width_forgotten(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
     return best_without_adapting(x, amplitude, phase) * (phase[1] - phase[0])
 
 
-def _amplitude_forgotten(x: Tensor, amplitude: tuple[float, float], phase: tuple[float, float]) -> Tensor:
+def _divided_by_pi(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
+    return _width_forgotten(x, amplitude, phase) / math.pi
+
+
+def _amplitude_forgotten(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
     return best_without_adapting(x, amplitude, phase) / (sum(amplitude) / 2)
 
 
-def _half_the_width_of_amplitudes(x: Tensor, amplitude: tuple[float, float], phase: tuple[float, float]) -> Tensor:
+def _half_the_width_of_amplitudes(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
     return _amplitude_forgotten(x, amplitude, phase) * (amplitude[1] - amplitude[0]) / 2
 
 
-# ---------------------------------------------------------------- 1.3
+# ---------------------------------------------------------------- 1.2
 
 
-def curve_for_the_shifted_range() -> tuple[float, float]:
-    mean_amplitude = (0.1 + 5.0) / 2
-    mean_cos = 2 / math.pi  # E[cos phase] for a phase uniform on (−π/2, π/2)
-    mean_sin = 0.0  # E[sin phase]: the two halves cancel
-    return mean_amplitude * mean_cos, -mean_amplitude * mean_sin
-
-
-# ---------------------------------------------------------------- 1.4
-
-
-def adapted_query_loss(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
+def query_losses(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
     tasks = batch.support_x.shape[0]
-    theta = {name: p.detach().expand(tasks, *p.shape).requires_grad_() for name, p in theta.items()}
-    support_loss = loss(theta, batch.support_x, batch.support_y).sum()  # tasks do not touch each other
-    gradients = torch.autograd.grad(support_loss, list(theta.values()))
-    phi = {name: p - alpha * g for (name, p), g in zip(theta.items(), gradients)}
+    phi = {name: p.expand(tasks, *p.shape) for name, p in theta.items()}  # a copy per task
+    for _ in range(steps):
+        support_loss = loss(phi, batch.support_x, batch.support_y).sum()  # tasks don't touch each other
+        g = torch.autograd.grad(support_loss, list(phi.values()), create_graph=True)
+        phi = {name: p - alpha * d for (name, p), d in zip(phi.items(), g)}
     return loss(phi, batch.query_x, batch.query_y)
+
+
+Losses = Callable[[Loss, Params, TaskBatch, float, int], Tensor]
+
+
+def _with_meta_gradient(function: Losses) -> Callable:
+    """Losses and the gradient of their mean; refuses a loop over tasks and a result that has lost its graph."""
+
+    def examined(theta: Params, batch: TaskBatch, alpha: float, steps: int, loss: Loss) -> object:
+        tasks = len(batch.support_x)
+
+        def watched(params: Params, x: Tensor, y: Tensor) -> Tensor:
+            if len(x) != tasks:
+                raise NotAllowed(_NO_LOOP)
+            return loss(params, x, y)
+
+        theta = {name: p.clone().requires_grad_() for name, p in theta.items()}
+        values = function(watched, theta, batch, alpha, steps)
+        if not isinstance(values, Tensor) or values.shape != (tasks,):
+            return values  # the comparison says what is wrong with it
+        if not values.requires_grad:
+            raise NotAllowed(_NO_GRAPH)
+        gradient = torch.autograd.grad(values.mean(), list(theta.values()), allow_unused=True, materialize_grads=True)
+        return values.detach(), dict(zip(theta, gradient))
+
+    return examined
+
+
+_NO_LOOP = (
+    "your function hands the loss one task at a time. Give θ a task axis, `p.expand(T, *p.shape)`, and call the loss "
+    "for all tasks at once"
+)
+_NO_GRAPH = (
+    "the losses have no graph, so `backward` can't reach θ. Don't use `adapt` or `detach` here; take the inner "
+    "gradient with `create_graph=True`"
+)
 
 
 def _batches() -> list[tuple]:
     tasks = SineTasks()
     cases = []
-    for seed, (count, alpha) in enumerate(((3, 0.05), (2, 0.2))):
+    for seed, (count, alpha, steps) in enumerate(((3, 0.05, 1), (2, 0.1, 3))):
         generator = torch.Generator().manual_seed(seed)
         model = mlp((1, 8, 1), "tanh", generator=generator, dtype=torch.float64)
         batch = tasks.sample(count, 5, 7, generator=generator, dtype=torch.float64)
-        cases.append((mse(model.apply), model.theta, batch, alpha))
+        cases.append((model.theta, batch, alpha, steps, mse(model.apply)))
     return cases
 
 
-def _at_theta(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
-    return loss(theta, batch.query_x, batch.query_y)
+def _at_theta(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
+    return query_losses(loss, theta, batch, 0.0, steps)
 
 
-def _adapted_on_query(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
-    return adapted_query_loss(loss, theta, batch._replace(support_x=batch.query_x, support_y=batch.query_y), alpha)
+def _adapted_on_query(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
+    batch = batch._replace(support_x=batch.query_x, support_y=batch.query_y)
+    return query_losses(loss, theta, batch, alpha, steps)
 
 
-def _support_loss(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
-    return adapted_query_loss(loss, theta, batch._replace(query_x=batch.support_x, query_y=batch.support_y), alpha)
+def _support_loss(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
+    batch = batch._replace(query_x=batch.support_x, query_y=batch.support_y)
+    return query_losses(loss, theta, batch, alpha, steps)
 
 
-def _uphill(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
-    return adapted_query_loss(loss, theta, batch, -alpha)
+def _uphill(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
+    return query_losses(loss, theta, batch, -alpha, steps)
 
 
-def _without_alpha(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
-    return adapted_query_loss(loss, theta, batch, 1.0)
+def _without_alpha(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
+    return query_losses(loss, theta, batch, 1.0, steps)
 
 
-def _mean_over_tasks(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
-    return adapted_query_loss(loss, theta, batch, alpha / batch.support_x.shape[0])
+def _mean_over_tasks(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
+    return query_losses(loss, theta, batch, alpha / batch.support_x.shape[0], steps)
 
 
-def _one_phi_for_all(
-    loss: Loss, theta: Params, batch: TaskBatch, alpha: float, reduce: Callable[[Tensor], Tensor] = torch.sum
-) -> Tensor:
-    theta = {name: p.detach().clone().requires_grad_() for name, p in theta.items()}
-    support_loss = reduce(loss(theta, batch.support_x, batch.support_y))
-    gradients = torch.autograd.grad(support_loss, list(theta.values()))
-    phi = {name: p - alpha * g for (name, p), g in zip(theta.items(), gradients)}
+def _one_step(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
+    return query_losses(loss, theta, batch, alpha, 1)
+
+
+def _first_order(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
+    phi = {name: p.expand(batch.support_x.shape[0], *p.shape) for name, p in theta.items()}
+    for _ in range(steps):
+        g = torch.autograd.grad(loss(phi, batch.support_x, batch.support_y).sum(), list(phi.values()))
+        phi = {name: p - alpha * d for (name, p), d in zip(phi.items(), g)}
     return loss(phi, batch.query_x, batch.query_y)
 
 
-def _one_phi_from_the_mean(loss: Loss, theta: Params, batch: TaskBatch, alpha: float) -> Tensor:
-    return _one_phi_for_all(loss, theta, batch, alpha, reduce=torch.mean)
+def _gradient_at_theta(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
+    return query_losses(loss, theta, batch, alpha * steps, 1)  # K times the gradient at θ
 
 
-_ONE_PHI = (
-    "this is one φ for all tasks: give θ a task axis first, `p.expand(T, *p.shape)`, so that every task "
-    "gets a gradient of its own"
-)
+def _one_phi_for_all(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
+    phi = dict(theta)
+    for _ in range(steps):
+        support_loss = loss(phi, batch.support_x, batch.support_y).sum()
+        g = torch.autograd.grad(support_loss, list(phi.values()), create_graph=True)
+        phi = {name: p - alpha * d for (name, p), d in zip(phi.items(), g)}
+    return loss(phi, batch.query_x, batch.query_y)
+
+
+def _loop_over_tasks(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
+    one_by_one = [TaskBatch(*(part[t : t + 1] for part in batch)) for t in range(len(batch.support_x))]
+    return torch.cat([query_losses(loss, theta, one, alpha, steps) for one in one_by_one])
+
+
+def _detached(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
+    return query_losses(loss, theta, batch, alpha, steps).detach()
 
 
 EXERCISES: list[Exercise] = [
     Exercise(
         number="1.1",
-        title="How bad is predicting zero?",
-        reference=mse_of_predicting_zero,
-        mistakes={
-            "this is E[A]²/2, with the mean squared. Squares are averaged here, so E[A²] counts.": lambda: 2.0**2 / 2,
-            "this is E[A²]: the factor E[sin²] = 1/2 is missing.": lambda: 13 / 3,
-            "this is the variance of A: predicting zero also pays for the mean of A.": lambda: 2.0**2 / 12,
-            "this is the error of the best single curve; the question is about the curve y = 0.": lambda: SineTasks(
-                amplitude=(1.0, 3.0)
-            ).floor_mse(),
-            "this is 3²/2, as if every task had the largest amplitude.": lambda: 4.5,
-        },
-        hints=(
-            "Predicting 0 makes the error of one point A² sin²(x − phase). A is independent of x and phase.",
-            "E[sin²(x − phase)] = 1/2 here. For A uniform on [a, b]: E[A²] = (a² + ab + b²)/3.",
-        ),
-        tolerance=5e-3,
-    ),
-    Exercise(
-        number="1.2",
         title="The best curve for any range",
         reference=best_without_adapting,
         mistakes={
-            "this is the sine of the mean task; the mean of the sines is flatter.": _sine_of_the_mean_task,
+            "that's the sine of the average task. The average of the sines is flatter.": _sine_of_the_mean_task,
             "the sign of the cosine term is wrong: sin(x − p) = sin x · cos p − cos x · sin p.": _plus_cosine,
-            "the integrals over the phase are not divided by the width of the range.": _width_forgotten,
+            "your curve is upside down: both signs are flipped.": _upside_down,
+            "the coefficients are swapped: E[cos p] belongs to sin x, and −E[sin p] to cos x.": _swapped_with_minus,
+            "your curve is shifted by a quarter period: E[cos p] belongs to sin x.": _swapped,
+            "you didn't divide the integrals over p by the width of its range.": _width_forgotten,
+            "you divided by π. Divide by high − low; that's π only for the range (0, π).": _divided_by_pi,
             "the factor E[A] is missing.": _amplitude_forgotten,
             "E[A] of a uniform A on [a, b] is (a + b)/2, not (b − a)/2.": _half_the_width_of_amplitudes,
         },
         hints=(
-            "A and phase are independent, so E[y | x] = E[A] · E[sin(x − phase)].",
-            "Expand sin(x − phase). You need E[cos phase] and E[sin phase].",
-            "E[cos phase] = (sin high − sin low)/(high − low) and E[sin phase] = (cos low − cos high)/(high − low).",
+            "A and p are independent, so E[y | x] = E[A] · E[sin(x − p)].",
+            "Expand sin(x − p). You need E[cos p] and E[sin p].",
+            "E[cos p] = (sin high − sin low)/(high − low) and E[sin p] = (cos low − cos high)/(high − low).",
         ),
         cases=_ranges,
     ),
     Exercise(
-        number="1.3",
-        title="Another range of phases",
-        reference=curve_for_the_shifted_range,
+        number="1.2",
+        title="K steps inside the loop",
+        reference=query_losses,
+        examine=_with_meta_gradient,
         mistakes={
-            "this is the curve of the old range (0, π): change PHASE and run the cells again from there.": lambda: (
-                0.0,
-                -1.6234,
-            ),
-            "the two coefficients are swapped: give that of sin x first.": lambda: (0.0, 1.6234),
-            "this is the sine of the mean task; where tasks disagree, their mean is flatter.": lambda: (
-                2.55,
-                0.0,
-            ),
-            "the curve is zero only if the phases go all the way round the circle.": lambda: (0.0, 0.0),
-            "the sign is wrong: with phase 0 in the middle, the mean rises through x = 0 as sin x does.": lambda: (
-                -1.6234,
-                0.0,
-            ),
+            "the gradient is first order: the losses are right, but the inner gradient counts as a constant. Take it "
+            "with `create_graph=True`.": _first_order,
+            "that's the query loss at θ: you don't use the adapted parameters φ.": _at_theta,
+            "you adapted on the query set. Adapt on the support set, and score on the query set.": _adapted_on_query,
+            "that's the support loss at φ. Score on the query set.": _support_loss,
+            "your steps go uphill: θ_{j+1} = θ_j − α∇L_s(θ_j), with a minus.": _uphill,
+            "the step size α is missing: that's the result for α = 1.": _without_alpha,
+            "averaging over tasks divides each task's gradient by T. Sum the losses instead.": _mean_over_tasks,
+            "you take one step, whatever `steps` says.": _one_step,
+            "each step uses the gradient at θ. Take it at θ_j, where the step begins.": _gradient_at_theta,
+            "there's one φ for all tasks. Give θ a task axis first, `p.expand(T, *p.shape)`, so that each task gets "
+            "its own gradient.": _one_phi_for_all,
+            _NO_LOOP: _loop_over_tasks,
+            _NO_GRAPH: _detached,
         },
         hints=(
-            "After the change, run the notebook from the cell with PHASE to the cell that prints the two coefficients.",
-            "By hand: E[cos phase] and E[sin phase] for a phase uniform on (−π/2, π/2).",
-        ),
-        tolerance=0.2,  # what training leaves open
-        remark="The curve has moved by π/2 like the range of phases, and it is as flat as before.",
-    ),
-    Exercise(
-        number="1.4",
-        title="The query loss after one inner step",
-        reference=adapted_query_loss,
-        mistakes={
-            "this is the query loss at θ: the adapted parameters φ are not used.": _at_theta,
-            "this step was taken on the query set: adapt on the support set, evaluate on the query.": _adapted_on_query,
-            "this is the support loss at φ: evaluate on the query set.": _support_loss,
-            "the step goes uphill: φ = θ − α∇L_s(θ), with a minus.": _uphill,
-            "the step size α is missing: this is the result for α = 1.": _without_alpha,
-            "averaging over tasks divides every gradient by T: sum the losses instead.": _mean_over_tasks,
-            _ONE_PHI + ".": _one_phi_for_all,
-            _ONE_PHI + ", and sum the losses instead of averaging them.": _one_phi_from_the_mean,
-        },
-        hints=(
-            "Five lines: θ with a task axis, support loss, its gradient, φ, query loss at φ.",
-            "`{name: p.detach().expand(T, *p.shape).requires_grad_() for name, p in theta.items()}` "
-            "gives every task its own copy of θ.",
-            "`torch.autograd.grad(support_loss.sum(), list(theta.values()))` "
-            "is the gradient of every task in one call.",
+            "Take the four lines of `meta_train` from `start` to `query_loss`, and put a loop over steps around two "
+            "of them.",
+            "`phi = {name: p.expand(T, *p.shape) for name, p in theta.items()}` gives each task its own copy. "
+            "T is `len(batch.support_x)`.",
+            "In each step: the support loss at φ, its gradient with respect to φ with create_graph=True, then a "
+            "new φ. After the loop, return the query loss at φ.",
         ),
         cases=_batches,
     ),
