@@ -67,7 +67,7 @@ def test_slides_need_no_network_and_no_file_beside_them(path, tmp_path):
     assert set(re.findall(r"(?m)^### (Exercise .*)$", source)) <= headings
     sections = {re.sub(r"[`$].*", "", text) for text in re.findall(r"(?m)^## (.*)$", source)}
     assert all(any(heading.startswith(section) for heading in headings) for section in sections)
-    assert sum(slide.kind == "question" for slide in shown) == source.count("**Predict.**")
+    assert sum(slide.kind == "question" for slide in shown) == len(re.findall(r"\*\*(Guess|Predict)\.\*\*", source))
     assert shown[0].kind == "title" and shown[0].heading.startswith(path.name[:2])
 
 
@@ -78,7 +78,7 @@ def test_prose_is_a_note_and_claims_are_below_their_figure():
     title, step, question, picture, numbers, points = of(
         "# 01 · Title\n\nWhat it is about.",
         "## 1 · First\n*minutes so far: 0*\n\nLong prose.\n\nThe step is\n\n$$\\theta - \\alpha g$$\n\nMore prose.",
-        "**Predict.** Up or down?",
+        "**Guess.** Up or down?",
         new_code_cell("draw()", outputs=[figure('a "b"'), printed("✓ it rises\n")]),
         new_code_cell(
             "show()", outputs=[printed("training 100%|███|\nα  0.1\n✓ it holds\nExercise 1.1: not done yet.\n")]

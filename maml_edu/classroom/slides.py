@@ -160,7 +160,7 @@ def _add_prose(made: list[Slide], blocks: list[tuple[str, str]]) -> None:
             if made[-1].heading:
                 made.append(Slide(heading, "exercise" if heading.startswith("Exercise") else "text"))
             made[-1].heading = heading
-        elif "<strong>Predict.</strong>" in text:
+        elif re.search("<strong>(Guess|Predict).</strong>", text):
             _add(made, "question", text)
         elif "<em>minutes so far" in text:
             continue

@@ -88,7 +88,7 @@ Losses = Callable[[Loss, Params, TaskBatch, float, int], Tensor]
 def _with_meta_gradient(function: Losses) -> Callable:
     """Losses and the gradient of their mean; refuses a loop over tasks and a result that has lost its graph."""
 
-    def examined(theta: Params, batch: TaskBatch, alpha: float, steps: int, loss: Loss) -> object:
+    def examined(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> object:
         tasks = len(batch.support_x)
 
         def watched(params: Params, x: Tensor, y: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def _batches() -> list[tuple]:
         generator = torch.Generator().manual_seed(seed)
         model = mlp((1, 8, 1), "tanh", generator=generator, dtype=torch.float64)
         batch = tasks.sample(count, 5, 7, generator=generator, dtype=torch.float64)
-        cases.append((model.theta, batch, alpha, steps, mse(model.apply)))
+        cases.append((mse(model.apply), model.theta, batch, alpha, steps))
     return cases
 
 
