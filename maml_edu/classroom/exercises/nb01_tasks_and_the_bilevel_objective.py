@@ -96,7 +96,6 @@ def _with_meta_gradient(function: Losses) -> Callable:
                 raise NotAllowed(_NO_LOOP)
             return loss(params, x, y)
 
-        theta = {name: p.clone().requires_grad_() for name, p in theta.items()}
         values = function(watched, theta, batch, alpha, steps)
         if not isinstance(values, Tensor) or values.shape != (tasks,):
             return values  # the comparison says what is wrong with it
@@ -125,7 +124,8 @@ def _batches() -> list[tuple]:
         generator = torch.Generator().manual_seed(seed)
         model = mlp((1, 8, 1), "tanh", generator=generator, dtype=torch.float64)
         batch = tasks.sample(count, 5, 7, generator=generator, dtype=torch.float64)
-        cases.append((mse(model.apply), model.theta, batch, alpha, steps))
+        theta = {name: p.requires_grad_() for name, p in model.theta.items()}
+        cases.append((mse(model.apply), theta, batch, alpha, steps))
     return cases
 
 
