@@ -24,8 +24,13 @@ def _not_divided(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, step
     return {name: alpha * g for name, g in reptile_direction(loss, theta, batch, alpha, steps).items()}
 
 
-def _turned_round(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Params:
+def _sign_flipped(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Params:
     return {name: -g for name, g in reptile_direction(loss, theta, batch, alpha, steps).items()}
+
+
+def _summed(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Params:
+    tasks = len(batch.support_x)
+    return {name: tasks * g for name, g in reptile_direction(loss, theta, batch, alpha, steps).items()}
 
 
 def _support_only(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Params:
@@ -47,18 +52,19 @@ REPTILE = Exercise(
     reference=reptile_direction,
     cases=lambda: [(*small_problem(0), 0.1, 3), (*small_problem(1), 0.02, 5)],
     mistakes={
-        "The direction is right, but its length depends on α: divide θ − φ by α.": _not_divided,
-        "The sign is turned round: an optimiser subtracts what you return, so return θ − φ.": _turned_round,
-        "You adapted to the support set alone. Reptile descends on all examples of a task.": _support_only,
-        "This is FOMAML, the query gradient at φ. Reptile takes no gradient at φ, only the difference θ − φ.": _fomaml,
-        "You divided by K as well. The package does not: (θ − φ)/α is the sum of the K inner gradients.": _per_step,
+        "The direction is right, but its length depends on α. Divide θ − φ by α.": _not_divided,
+        "The sign is flipped: an optimiser subtracts what you return, so return θ − φ.": _sign_flipped,
+        "You summed over the tasks. Take the mean, so that more tasks don't make a longer step.": _summed,
+        "You adapted to the support set alone. Reptile uses all the examples of a task.": _support_only,
+        "This is FOMAML, the query gradient at φ. Reptile needs no gradient at φ, only the difference θ − φ.": _fomaml,
+        "You divided by K as well. The package doesn't: (θ − φ)/α is the sum of the K inner gradients.": _per_step,
     },
     hints=(
         "Join support and query along the example axis: torch.cat([…, …], 1), once for x and once for y.",
         "adapt(loss, theta, x, y, alpha, steps)[-1] is φ, with the task axis in front of every tensor.",
         "Return {name: (theta[name] - phi[name]).mean(0) / alpha for name in theta}.",
     ),
-    remark="With K = 1 it is the gradient of joint training.",
+    remark="With K = 1 it's the gradient of joint training.",
 )
 
 
@@ -94,8 +100,8 @@ FIXED_POINT = Exercise(
     title="where FOMAML settles",
     reference=fomaml_fixed_point,
     mistakes={
-        "This is MAML's optimum: you used (1 − αh)². FOMAML drops one of the two factors.": _maml_optimum,
-        "This is where joint training settles: the weights are h, with no adaptation in them.": _joint_optimum,
+        "This is MAML's optimum: you used (1 − αh)². FOMAML keeps only one of the two factors.": _maml_optimum,
+        "This is where joint training settles. Its weights are h, with no adaptation in them.": _joint_optimum,
         "You weighted the tasks by 1 − αh. The query gradient has a factor h in front as well.": _without_curvature,
     },
     hints=(
@@ -124,7 +130,7 @@ def _all_same() -> tuple[str, str, str]:
     return ("same", "same", "same")
 
 
-def _parity_exchanged() -> tuple[str, str, str]:
+def _parity_swapped() -> tuple[str, str, str]:
     return ("same", "opposite", "same")
 
 
@@ -133,12 +139,12 @@ SIGNS = Exercise(
     title="which way at αh = 1.5",
     reference=signs_past_one,
     mistakes={
-        "The factor is (1 − αh) once per step: with two steps the two minus signs cancel.": _all_opposite,
-        "1 − αh is negative here. The inner loop converges all the same, but it jumps over the minimum.": _all_same,
-        "You have odd and even exchanged: K = 1 gives one factor 1 − 1.5, which is negative.": _parity_exchanged,
+        "You get the factor 1 − αh once per step, so with two steps the minus signs cancel.": _all_opposite,
+        "1 − αh is negative here. The inner loop still converges, but every step jumps over the minimum.": _all_same,
+        "You have odd and even swapped: K = 1 gives one factor 1 − 1.5, which is negative.": _parity_swapped,
     },
     hints=(
-        "Exact and first-order gradient differ by the factor (1 − αh)^K in this direction.",
+        "FOMAML's weight on the task is h(1 − αh)^K, and MAML's is h(1 − αh)^(2K), which is never negative.",
         "Work out 1 − 1.5, then its square and its cube.",
     ),
     remark="The inner loop converges in all three cases, since |1 − αh| < 1.",
@@ -158,6 +164,16 @@ def truncated_maml(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, st
         hv = hvp(loss, path[j], x, y, v)
         v = {name: v[name] - alpha * hv[name] for name in v}
     return {name: p.mean(0) for name, p in v.items()}
+
+
+def _divided_twice(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int, keep: int) -> Params:
+    right = truncated_maml(loss, theta, batch, alpha, steps, keep)
+    return {name: p / len(batch.support_x) for name, p in right.items()}
+
+
+def _summed_at_the_end(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int, keep: int) -> Params:
+    right = truncated_maml(loss, theta, batch, alpha, steps, keep)
+    return {name: p * len(batch.support_x) for name, p in right.items()}
 
 
 def _products_at(which: Callable[[int, int], Iterable[int]], side: str = "support") -> Callable[..., Params]:
@@ -193,34 +209,37 @@ TRUNCATED = Exercise(
     reference=truncated_maml,
     cases=lambda: [(*small_problem(seed), 0.1, steps, keep) for seed, steps, keep in _STEPS_KEPT],
     mistakes={
-        "You pulled v back through the first steps. Start from the end of the path: j = K−1, K−2, …": _products_at(
+        "You divided by the number of tasks twice: differentiate the sum of the query losses, not their mean. "
+        "Every task then has its own gradient, and you take the mean once, at the end.": _divided_twice,
+        "You summed over the tasks at the end. Return the mean.": _summed_at_the_end,
+        "You pulled v back through the first steps. Start at the end of the path: j = K−1, K−2, …": _products_at(
             lambda steps, keep: range(keep - 1, -1, -1)
         ),
-        "This is the exact gradient for every `keep`: stop after `keep` products.": _products_at(
+        "This is the exact gradient for every `keep`. Stop after `keep` products.": _products_at(
             lambda steps, keep: range(steps - 1, -1, -1)
         ),
-        "This is FOMAML for every `keep`: no Hessian-vector product is taken.": _products_at(lambda steps, keep: ()),
-        "The Hessians are one step late: the first product is taken at θ_{K−1}, not at φ.": _products_at(
+        "This is FOMAML for every `keep`. You never multiply by a Hessian.": _products_at(lambda steps, keep: ()),
+        "Your Hessians are one step late. The first product belongs to θ_{K−1}, not to φ.": _products_at(
             lambda steps, keep: range(steps, steps - keep, -1)
         ),
-        "Each product must use the v of the step before. You multiplied the query gradient every time.": _added_up,
-        "These are the right steps in the wrong order: go from j = K−1 down to K−keep.": _products_at(
+        "Each product needs the v of the product before. You multiplied the query gradient every time.": _added_up,
+        "You have the right steps in the wrong order. Go from j = K−1 down to K−keep.": _products_at(
             lambda steps, keep: range(steps - keep, steps)
         ),
-        "Two things: the steps must go backwards, from K−1 down; and at keep = 0 the slice [-0:] is everything.": (
+        "Two things: go backwards, from K−1 down, and mind keep = 0, where the slice [-0:] is everything.": (
             _products_at(lambda steps, keep: range(steps)[-keep:])
         ),
-        "Right but for keep = 0: the slice [-0:] is everything, where no product is wanted.": _products_at(
+        "Right except for keep = 0: the slice [-0:] is everything, and you want no product at all.": _products_at(
             lambda steps, keep: range(steps)[-keep:][::-1]
         ),
-        "You took the Hessian of the query loss: the Jacobian of an inner step belongs to the support loss.": (
+        "You used the Hessian of the query loss. An inner step follows the support loss, so its Jacobian does too.": (
             _products_at(lambda steps, keep: range(steps - 1, steps - 1 - keep, -1), side="query")
         ),
     },
     hints=(
-        "Begin as FOMAML: path = adapt(…), then v = the query gradient at path[-1].",
+        "Begin as FOMAML does: path = adapt(…), then v = the query gradient at path[-1].",
         "Then repeat `keep` times: hv = hvp(loss, path[j], support_x, support_y, v) and v ← v − α·hv.",
-        "j runs over K−1, K−2, …, K−keep. At the end take the mean over tasks.",
+        "j runs over K−1, K−2, …, K−keep. At the end take the mean over the tasks.",
     ),
     remark="keep = 0 is FOMAML, keep = K is MAML.",
 )
