@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from maml_edu.classroom.exercises import Exercise
+from maml_edu.classroom.exercises import Exercise, NotAllowed
 from maml_edu.data.sine import SineTasks
-from maml_edu.hessian_vector import hvp, value_and_gradient
+from maml_edu.hessian_vector import value_and_gradient
 from maml_edu.meta_gradient import adapt
 from maml_edu.models import mlp, mse
-from maml_edu.tasks import Loss, Params, TaskBatch
+from maml_edu.tasks import Loss, Params, TaskBatch, expand_over_tasks
 
 
 def _problem(seed: int) -> tuple[Loss, Params, Params, TaskBatch, Params]:
@@ -23,15 +24,7 @@ def _problem(seed: int) -> tuple[Loss, Params, Params, TaskBatch, Params]:
     return mse(model.apply), model.theta, params, batch, v
 
 
-# ---- 3.1
-
-
-def _hvp_cases() -> list[tuple]:
-    cases = []
-    for seed in (0, 1):
-        loss, _, params, batch, v = _problem(seed)
-        cases.append((loss, params, batch.support_x, batch.support_y, v))
-    return cases
+# ---------------------------------------------------------------- 3.1
 
 
 def my_hvp(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
@@ -39,6 +32,73 @@ def my_hvp(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Param
     g = torch.autograd.grad(loss(leaf, x, y).sum(), list(leaf.values()), create_graph=True)
     hv = torch.autograd.grad(g, list(leaf.values()), grad_outputs=list(v.values()))
     return dict(zip(params, hv))
+
+
+def _hvp_cases() -> list[tuple]:
+    cases = []
+    for seed in (0, 1):
+        loss, theta, params, batch, v = _problem(seed)
+        cases.append((loss, params if seed else expand_over_tasks(theta, 3), batch.support_x, batch.support_y, v))
+    return cases
+
+
+HvpFunction = Callable[[Loss, Params, Tensor, Tensor, Params], Params]
+MOST_GRADIENTS = 12  # what a product may cost; by two backward passes it costs three
+
+
+def _priced(function: HvpFunction) -> HvpFunction:
+    """The same function; refuses a loop over tasks, a finite difference, and the price of a Hessian."""
+
+    def examined(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
+        def watched(p: Params, x_now: Tensor, y_now: Tensor) -> Tensor:
+            if len(x_now) != len(x):
+                raise NotAllowed(_NO_LOOP)
+            if _elsewhere(p, params):
+                raise NotAllowed(_NO_DIFFERENCE)
+            return loss(p, x_now, y_now)
+
+        if all(torch.equal(p, p[:1].expand_as(p)) for p in params.values()):  # θ_0: one memory, as `adapt` makes it
+            params = {name: p[:1].expand_as(p) for name, p in params.items()}
+        try:
+            with FlopCounterMode(display=False) as price:
+                hv = function(watched, params, x, y, v)
+        except RuntimeError as error:
+            if "written-to tensor" in str(error):
+                raise NotAllowed(_NO_SHARING) from error
+            raise
+        with FlopCounterMode(display=False) as gradient:
+            value_and_gradient(loss, params, x, y)
+        gradients = price.get_total_flops() / gradient.get_total_flops()
+        if gradients > MOST_GRADIENTS:
+            raise NotAllowed(_NO_MATRIX.format(gradients))
+        return hv
+
+    return examined
+
+
+def _elsewhere(p: Params, params: Params) -> bool:
+    """Whether a loss was asked for at another point; False where that can't be seen (inside `vmap`)."""
+    try:
+        return any(not torch.equal(p[name], params[name]) for name in params)
+    except (RuntimeError, KeyError, TypeError):
+        return False
+
+
+_NO_LOOP = (
+    "your function hands the loss one task at a time. Every tensor has a task axis, so call the loss once, for all "
+    "tasks, and sum the values it returns"
+)
+_NO_DIFFERENCE = (
+    "your function takes gradients away from θ. That's a finite difference, and it's only nearly right; here, "
+    "differentiate the sum of g∘v instead"
+)
+_NO_SHARING = (
+    "torch.func.jvp can't take θ_0 as `adapt` makes it, with one memory for all tasks. Clone each parameter first"
+)
+_NO_MATRIX = (
+    "that's a product at the price of {:.0f} gradients, so there's a whole Hessian inside. Differentiate the single "
+    "number g·v once: three gradients' worth of work"
+)
 
 
 def _gradient(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
@@ -62,15 +122,24 @@ def _mean_over_tasks(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params
     return {name: t / x.shape[0] for name, t in my_hvp(loss, params, x, y, v).items()}
 
 
-# ---- 3.2
+def _each_tensor_alone(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
+    leaf = {name: p.detach().requires_grad_() for name, p in params.items()}
+    g = torch.autograd.grad(loss(leaf, x, y).sum(), list(leaf.values()), create_graph=True)
+    return {
+        name: torch.autograd.grad(g_p, leaf[name], grad_outputs=v[name], retain_graph=True, materialize_grads=True)[0]
+        for name, g_p in zip(leaf, g)
+    }
+
+
+# ---------------------------------------------------------------- 3.2
 
 
 def best_exponent_one_sided() -> float:
-    # error ≈ ε·|third derivatives| + rounding/ε: smallest near ε = √(machine epsilon) = √(2e-16) ≈ 1.5e-8
+    # error ≈ ε·|third derivatives| + rounding/ε, smallest near ε = √(machine epsilon) = √(2e-16) ≈ 1.5e-8
     return 0.5 * math.log10(torch.finfo(torch.float64).eps)
 
 
-# ---- 3.3
+# ---------------------------------------------------------------- 3.3
 
 
 def epsilons_beside_a_kink() -> tuple[int, int]:
@@ -84,7 +153,7 @@ def epsilons_beside_a_kink() -> tuple[int, int]:
     return largest_good, max(error, key=error.__getitem__)
 
 
-# ---- 3.4
+# ---------------------------------------------------------------- 3.4
 
 
 def hvps_and_order() -> tuple[int, int]:
@@ -94,7 +163,7 @@ def hvps_and_order() -> tuple[int, int]:
     return hessian_vector_products, highest_derivative
 
 
-# ---- 3.5
+# ---------------------------------------------------------------- 3.5
 
 
 def _pull_back_cases() -> list[tuple]:
@@ -110,22 +179,30 @@ def _pull_back_cases() -> list[tuple]:
 
 def my_pull_back(loss: Loss, path: list[Params], x: Tensor, y: Tensor, alpha: Params, v: Params) -> Params:
     for theta_j in reversed(path[:-1]):
-        hv = hvp(loss, theta_j, x, y, {name: alpha[name] * v[name] for name in v})
+        hv = my_hvp(loss, theta_j, x, y, {name: alpha[name] * v[name] for name in v})
         v = {name: v[name] - hv[name] for name in v}
     return v
+
+
+def _untouched(loss: Loss, path: list[Params], x: Tensor, y: Tensor, alpha: Params, v: Params) -> Params:
+    return v
+
+
+def _averaged(loss: Loss, path: list[Params], x: Tensor, y: Tensor, alpha: Params, v: Params) -> Params:
+    return {name: t.mean(0) for name, t in my_pull_back(loss, path, x, y, alpha, v).items()}
 
 
 def _always_the_first_v(loss: Loss, path: list[Params], x: Tensor, y: Tensor, alpha: Params, v: Params) -> Params:
     total = v
     for theta_j in reversed(path[:-1]):
-        hv = hvp(loss, theta_j, x, y, {name: alpha[name] * v[name] for name in v})
+        hv = my_hvp(loss, theta_j, x, y, {name: alpha[name] * v[name] for name in v})
         total = {name: total[name] - hv[name] for name in v}
     return total
 
 
 def _three_products(loss: Loss, path: list[Params], x: Tensor, y: Tensor, alpha: Params, v: Params) -> Params:
     for theta_j in [path[min(j, len(path) - 1)] for j in (2, 1, 0)]:
-        hv = hvp(loss, theta_j, x, y, {name: alpha[name] * v[name] for name in v})
+        hv = my_hvp(loss, theta_j, x, y, {name: alpha[name] * v[name] for name in v})
         v = {name: v[name] - hv[name] for name in v}
     return v
 
@@ -157,19 +234,22 @@ EXERCISES: list[Exercise] = [
         title="the Hessian-vector product in two lines",
         reference=my_hvp,
         cases=_hvp_cases,
+        examine=_priced,
         mistakes={
-            "this is the gradient g itself: differentiate it once more, with grad_outputs = v": _gradient,
-            "this is g∘v, entry by entry: H v mixes all entries, it is the derivative of the sum of g∘v": _elementwise,
-            "these are the row sums of H: v has not been used (grad_outputs of ones)": _row_sums,
-            "the sign is wrong: H v itself is asked for, the minus comes later, in v − αHv": _wrong_sign,
-            "this is H v divided by the number of tasks: sum the task losses, do not average them": _mean_over_tasks,
+            "this is the gradient g itself; differentiate it once more, with grad_outputs = v": _gradient,
+            "this is g∘v, entry by entry; H v mixes all entries, it's the gradient of their sum": _elementwise,
+            "these are the row sums of H, as if every entry of v were 1": _row_sums,
+            "the sign is wrong; you need H v itself, the minus comes later, in v − αHv": _wrong_sign,
+            "this is H v divided by the number of tasks; add the losses of the tasks, don't average": _mean_over_tasks,
+            "each tensor was differentiated with respect to itself only; g of w1 depends on w2 as well, so hand all "
+            "gradients and all parameters to one call of grad": _each_tensor_alone,
         },
         hints=(
             "Make leaves that require gradients, and sum the losses [T] before you differentiate.",
             "g = torch.autograd.grad(loss.sum(), leaves, create_graph=True) keeps the graph of the gradient.",
-            "torch.autograd.grad(g, leaves, grad_outputs=…) differentiates Σ g∘v without ever forming it.",
+            "torch.autograd.grad(g, leaves, grad_outputs=…) differentiates the sum of g∘v without forming it.",
         ),
-        remark="No H was built: the cost is a few gradients, at any number of parameters.",
+        remark="No H was built. It costs three gradients, for any number of parameters.",
     ),
     Exercise(
         number="3.2",
@@ -177,13 +257,13 @@ EXERCISES: list[Exercise] = [
         reference=best_exponent_one_sided,
         cases=lambda: [()],
         mistakes={
-            "that is about the best ε of the central difference, whose truncation error is ε², not ε": lambda: -5,
-            "that is machine epsilon itself: θ + εv is then hardly different from θ": lambda: -16,
-            "there the truncation error still rules: it falls in proportion to ε": lambda: -3,
-            "the exponent is asked for, −8, not ε itself": lambda: 1e-8,
+            "that's near the best ε of the central difference, whose truncation error is ε², not ε": lambda: -5,
+            "that's machine epsilon itself; θ + εv hardly differs from θ": lambda: -16,
+            "that's too large; most of the error there is truncation, which falls with ε": lambda: -3,
+            "give the exponent, such as −3, not ε itself": lambda: 1e-8,
             "the exponent is negative": lambda: 8,
-            "a little too large: balance ε against 10⁻¹⁶/ε": lambda: -6,
-            "too small: rounding, 10⁻¹⁶/ε, rules already": lambda: -10,
+            "that's a little too large; balance ε against 10⁻¹⁶/ε": lambda: -6,
+            "that's too small; most of the error there is rounding, 10⁻¹⁶/ε": lambda: -10,
         },
         tolerance=0.18,  # −7, −8 and −9 count: the rule of thumb, −7.8, and about one on either side
         hints=(
@@ -197,23 +277,23 @@ EXERCISES: list[Exercise] = [
         reference=epsilons_beside_a_kink,
         cases=lambda: [()],
         mistakes={
-            "10⁻⁴ is larger than the distance to the kink: w − ε lies on its other side": lambda: (-4, -4),
-            "10⁻⁵ does not reach the kink: there the difference is right": lambda: (-5, -5),
-            "the largest ε is not the worst: the jump is divided by 2ε, so a smaller ε that crosses is worse": (
+            "10⁻⁴ is larger than the distance to the kink, so w − ε lies beyond it": lambda: (-4, -4),
+            "10⁻⁵ doesn't reach the kink, and the difference is right there": lambda: (-5, -5),
+            "the largest ε isn't the worst; the jump is divided by 2ε, so a smaller ε that crosses does worse": (
                 lambda: (-5, -1)
             ),
-            "at 10⁻¹⁰ there is rounding, and its error is small: look at the others again": lambda: (-5, -10),
-            "the two are exchanged: first the largest ε that is right, then the worst": lambda: (-4, -5),
-            "every smaller ε is right too; the largest is asked for": lambda: (-10, -4),
-            "the exponents are asked for, not ε itself": lambda: (1e-5, 1e-4),
+            "at 10⁻¹⁰ there's some rounding, but its error is small; look at the larger ε again": lambda: (-5, -10),
+            "you've exchanged the two; the largest ε that is right comes first, then the worst": lambda: (-4, -5),
+            "every smaller ε is right too; give the largest that is right": lambda: (-10, -4),
+            "give the exponents, such as −2, not ε itself": lambda: (1e-5, 1e-4),
             "the exponents are negative": lambda: (5, 4),
-            "10⁻⁶ is right, but so is a larger one": lambda: (-6, -4),
+            "10⁻⁶ is right, but a larger ε is right as well": lambda: (-6, -4),
         },
         hints=(
             "slope(w + ε) − slope(w − ε) contains the jump exactly where w − ε < 0.",
             "Among the ε that cross the kink, the error is about 1/(2ε). Which of them is the smallest?",
         ),
-        remark="No U: the error grows as ε shrinks, and is gone as soon as ε no longer reaches the kink.",
+        remark="No U here. The error grows as ε shrinks, and it's gone as soon as ε no longer reaches the kink.",
     ),
     Exercise(
         number="3.4",
@@ -221,15 +301,15 @@ EXERCISES: list[Exercise] = [
         reference=hvps_and_order,
         cases=lambda: [()],
         mistakes={
-            "K steps are not K-th derivatives: each Jacobian I − αH_j differentiates one step once": lambda: (5, 5),
-            "one more step does not add one more derivative: the highest is that of a single Jacobian": lambda: (5, 6),
-            "not one product for all: each of the five steps has a Hessian of its own": lambda: (1, 2),
-            "the products do not multiply: v goes back once along the path": lambda: (25, 2),
-            "the step holds a gradient already; differentiating the step makes it a second derivative": lambda: (5, 1),
-            "φ = θ_5 needs no product: no step starts there": lambda: (6, 2),
-            "the order is 2 for any number of steps": lambda: (5, 3),
+            "K steps aren't K-th derivatives; each I − αH_j comes from differentiating one step once": lambda: (5, 5),
+            "one more step doesn't add one more derivative; look at a single factor I − αH_j": lambda: (5, 6),
+            "one product isn't enough; each of the five steps has a Hessian of its own": lambda: (1, 2),
+            "the products don't multiply; v passes each step once": lambda: (25, 2),
+            "the step contains a gradient already; differentiate it and you have second derivatives": lambda: (5, 1),
+            "no step starts at φ = θ_5, so φ needs no product": lambda: (6, 2),
+            "the order is the same for any number of steps": lambda: (5, 3),
         },
-        hints=("Count how often H_j appears in the recursion.", "What is the highest derivative inside I − αH_j?"),
+        hints=("Count how often an H_j appears in the recursion.", "Which derivative of L_s is inside I − αH_j?"),
     ),
     Exercise(
         number="3.5",
@@ -237,34 +317,32 @@ EXERCISES: list[Exercise] = [
         reference=my_pull_back,
         cases=_pull_back_cases,
         mistakes={
-            "the order is reversed: v has to meet the last step first": _along(lambda path: path[:-1]),
-            "path[-1] is φ, where no step starts: K steps, K products": _along(lambda path: reversed(path)),
-            "θ_0 is missing: the first step starts there": _along(lambda path: path[-2:0:-1]),
-            "every H is taken at θ_0: step j needs the Hessian at θ_j": _along(
-                lambda path: [path[0]] * (len(path) - 1)
-            ),
-            "each H is one point too late: θ_{j+1} = θ_j − α∇L_s(θ_j) needs H at θ_j": _along(
-                lambda path: reversed(path[1:])
-            ),
-            "α stands outside the product: the transpose of I − diag(α)H is I − H·diag(α)": _along(
+            "the order is reversed; v has to meet the last step first": _along(lambda path: path[:-1]),
+            "path[-1] is φ, and no step starts there; K steps need K products": _along(lambda path: reversed(path)),
+            "θ_0 is missing, and the first step starts there": _along(lambda path: path[-2:0:-1]),
+            "every H is taken at θ_0; step j needs H at θ_j": _along(lambda path: [path[0]] * (len(path) - 1)),
+            "each H is one point too late; the step from θ_j needs H at θ_j": _along(lambda path: reversed(path[1:])),
+            "α is outside the product; the transpose of I − diag(α)H is I − H·diag(α)": _along(
                 lambda path: reversed(path[:-1]), inside=False, outside=True
             ),
-            "α is there twice, inside the product and outside: inside alone is right": _along(
+            "α is there twice, inside the product and outside; it belongs inside alone": _along(
                 lambda path: reversed(path[:-1]), outside=True
             ),
-            "the Hessian term is doubled: one step takes away H(α∘v) once": _along(
-                lambda path: reversed(path[:-1]), sign=2.0
+            "the Hessian term is doubled; subtract H(α∘v) once": _along(lambda path: reversed(path[:-1]), sign=2.0),
+            "the sign is wrong; each step makes v − H(α∘v)": _along(lambda path: reversed(path[:-1]), sign=-1.0),
+            "every product starts from the query gradient again; it should take the v that the last one left": (
+                _always_the_first_v
             ),
-            "the sign is wrong: v − H(α∘v)": _along(lambda path: reversed(path[:-1]), sign=-1.0),
-            "the second product takes the v that the first one left, not the query gradient again": _always_the_first_v,
-            "this is right for K = 3 only, and the second case has K = 2: make a loop of it": _three_products,
+            "this is right for K = 3 only, and the second case has K = 2; make it a loop": _three_products,
             "only the last step is pulled back": _along(lambda path: path[-2:-1]),
             "α is missing": _along(lambda path: reversed(path[:-1]), with_alpha=False),
+            "v comes back unchanged; that's first-order MAML, with no Hessian at all": _untouched,
+            "keep the task axis; the mean over tasks comes after the pull-back": _averaged,
         },
         hints=(
-            "With K = 3 the points are path[2], path[1], path[0], in this order; path[3] is φ, where no step starts.",
-            "At each point: u = α∘v, then v ← v − H u.",
+            "With K = 3 the points are path[2], path[1], path[0], in this order. No step starts at φ = path[3].",
+            "At each point form u = α∘v. Then v ← v − H u.",
         ),
-        remark="With one number for α the place of α makes no difference; with one per parameter it does.",
+        remark="With a single number for α you couldn't tell inside from outside. With one per parameter you can.",
     ),
 ]
