@@ -71,7 +71,7 @@ def fits_of_five_points(task: TaskBatch, x: Tensor, truth: Tensor, network: Tens
         more = {"linewidth": 4, "alpha": 0.45} if curve is sine else {}
         plot_curve(ax, x, curve, "after", label="fit", **more)
         plot_points(ax, task.support_x[0], task.support_y[0], "support", label="known point")
-        bound = 1.8 * float(truth.abs().max()) + 0.2
+        bound = 1.1 * max(float(y.detach().abs().max()) for y in (1.6 * truth, network, sine))
         ax.set(xlabel="x", ylabel="y", title=title, ylim=(-bound, bound))
         ax.label_outer()
     legend_below(axes[0], 3)
@@ -103,12 +103,12 @@ def task_gallery(batch: TaskBatch) -> Picture:
     grid = np.linspace(-5, 5, 200)
     for t, ax in enumerate(axes):
         amplitude, phase = (float(value) for value in batch.support_x[t, 0, 1:])
-        ax.plot(grid, amplitude * np.sin(grid - phase), **line("truth") | {"linewidth": 1})
+        ax.plot(grid, amplitude * np.sin(grid - phase), **line("truth") | {"linewidth": 1}, label="the task's curve")
         plot_points(ax, batch.query_x[t, :, 0], batch.query_y[t], "query", label="query points", markersize=5)
         plot_points(ax, batch.support_x[t, :, 0], batch.support_y[t], "support", label="support points", zorder=7)
         ax.set(xlabel="x", ylabel="y", title=f"A = {amplitude:.1f}, p = {phase:.1f}", ylim=(-5.4, 5.4))
         ax.label_outer()
-    legend_below(axes[0], 2)
+    legend_below(axes[0], 3)
     return Picture(figure, "Three sines of different amplitude and phase, each with its support and query points.")
 
 
@@ -118,12 +118,13 @@ def mean_curve(x: Tensor, tasks: Tensor, mean: Tensor, network: Tensor, name: st
     tasks: [how many, entries of x, 1]. name: what to call the network; "jointly" gives it joint training's colour.
     """
     figure, ax = new_axes(height=3.8)
-    for curve in tasks:
-        plot_curve(ax, x, curve, "truth", color="#BBBBBB", linewidth=0.7)
+    for i, curve in enumerate(tasks):
+        label = f"{len(tasks)} of the sines" if i == 0 else None
+        plot_curve(ax, x, curve, "truth", color="#BBBBBB", linewidth=0.7, label=label)
     plot_curve(ax, x, mean, "truth", linewidth=1.4, label="mean of all sines")
     plot_curve(ax, x, network, "joint" if "joint" in name else "maml", linewidth=3, label=name)
     ax.set(xlabel="x", ylabel="y", ylim=(-5.4, 5.4))
-    legend_below(ax, 2)
+    legend_below(ax, 3)
     return Picture(
         figure, f"Many pale sines, and their mean, which is much flatter. The curve of the {name} is close to the mean."
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from torch import Tensor
 
 from maml_edu.figures import plane
@@ -41,7 +42,7 @@ def objectives(
 
     tasks: {"A": [T, 1, 1], "p": …}, the stars. steps: for each map, φ of these tasks in the same form.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(8, 4.2), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(8, 4.5), sharey=True, layout="constrained")
     levels = plane.levels_of(*(m.losses for m in maps))
     goals = _points(tasks)
     for ax, key, objective, phi in zip(axes, _KEYS, maps, steps):
@@ -54,6 +55,7 @@ def objectives(
         plane.phase_axis(ax)
         ax.set_title(objective.title)
     axes[0].set_ylabel("amplitude A")
+    plane.legend_of_steps(figure)
     figure.colorbar(filled, ax=axes, label="mean query loss", format="%.1f", shrink=0.9)
     (a_joint, _), (a_maml, _) = (m.best for m in maps)
     where = "higher up" if a_maml > a_joint + 0.3 else "lower down" if a_maml < a_joint - 0.3 else "at the same place"
@@ -84,12 +86,13 @@ def eight_curves(x: Tensor, curves: Sequence[tuple[str, Tensor, Tensor]], truth:
         for one, target in zip(after, truth):
             plot_curve(ax, x, target, "truth", color="#BBBBBB", linewidth=1)
             plot_curve(ax, x, one, key, linewidth=1.4, linestyle="-")
-        plot_curve(ax, x, before, "before", linewidth=2.5, label="at θ")
-        ax.plot([], [], color=COLOURS[key], label="at φ, one a task")
-        ax.plot([], [], color="#BBBBBB", label="the tasks")
-        ax.set(xlabel="x", title=title, ylim=(-5.4, 5.4))
+        plot_curve(ax, x, before, "before", linewidth=2.5)
+        ax.set(xlabel="x", ylabel="y", title=title, ylim=(-5.4, 5.4))
         ax.label_outer()
-        ax.legend(loc="upper center", fontsize=9, ncols=3, columnspacing=0.8, handlelength=1.2)
+    looks = {"at θ": line("before"), "the tasks": {"color": "#BBBBBB"}}
+    looks |= {f"at φ, from {title}": {"color": COLOURS[key]} for key, (title, _, _) in zip(_KEYS, curves)}
+    handles = [Line2D([], [], label=label, **look) for label, look in looks.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=10)
     return Picture(
         figure,
         "One step from θ for eight tasks. From joint training's θ the eight curves stay close "
@@ -99,8 +102,9 @@ def eight_curves(x: Tensor, curves: Sequence[tuple[str, Tensor, Tensor]], truth:
 
 def walks(amplitudes: Tensor, phases: Tensor, losses: Tensor, paths: Sequence[Sequence[Params]]) -> Picture:
     """Training runs on the map of the objective they minimise. paths: for each run, its θ along the way."""
-    figure, ax = plt.subplots(figsize=(6, 4.2), layout="constrained")
-    plane.contours(ax, phases, amplitudes, losses, plane.levels_of(losses))
+    figure, ax = plt.subplots(figsize=(6.6, 4.2), layout="constrained")
+    filled = plane.contours(ax, phases, amplitudes, losses, plane.levels_of(losses))
+    figure.colorbar(filled, ax=ax, label="mean query loss after the step", format="%.1f", shrink=0.9)
     for path in paths:
         way = [(float(theta["p"]), float(theta["A"])) for theta in path]
         ax.plot(*zip(*way), color=COLOURS["maml"], linewidth=1.5)

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.contour import QuadContourSet
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
-from maml_edu.figures.style import COLOURS
+from maml_edu.figures.style import COLOURS, Look
 
-__all__ = ["arrows", "contours", "levels_of", "missing_part", "phase_axis", "point", "stars"]
+__all__ = ["arrows", "contours", "legend_of_steps", "levels_of", "missing_part", "phase_axis", "point", "stars"]
 
 PHASE_TICKS = {0.0: "0", math.pi / 2: "π/2", math.pi: "π"}
 
@@ -55,7 +57,7 @@ def point(ax: Axes, x: float, y: float, key: str) -> None:
 def arrows(ax: Axes, start: tuple[float, float], ends: Sequence[tuple[float, float]], key: str) -> None:
     """From one θ to the φ of every task. start, ends: (x, y)."""
     for end in ends:
-        style = {"arrowstyle": "-|>", "color": COLOURS[key], "lw": 2.2, "shrinkA": 0, "shrinkB": 0}
+        style = {"arrowstyle": "-|>", "color": COLOURS[key], "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
         ax.annotate("", end, start, arrowprops=style, zorder=5)
 
 
@@ -63,3 +65,14 @@ def missing_part(ax: Axes, ends: Sequence[tuple[float, float]], tasks: Sequence[
     """Dotted lines from each φ to its task."""
     for end, task in zip(ends, tasks):
         ax.plot(*zip(end, task), ":", color="black", linewidth=0.9, alpha=0.7, zorder=4)
+
+
+def legend_of_steps(figure: Figure) -> None:
+    """What stars, arrows and dotted lines mean, below the panels."""
+    star: Look = {"marker": "*", "markersize": 13, "markerfacecolor": "white", "linestyle": "none"}
+    handles = [
+        Line2D([], [], color="black", label="a task", **star),
+        Line2D([], [], color=COLOURS["maml"], label="its step, from θ to φ", marker=">", markevery=[1]),
+        Line2D([], [], color="black", linewidth=0.9, linestyle=":", label="what the step leaves"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=10)

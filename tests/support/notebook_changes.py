@@ -7,7 +7,7 @@ CHANGES: dict[str, list[dict[str, str]]] = {
     ],
     "01_tasks_and_the_bilevel_objective": [
         {"AMPLITUDE": "(1.0, 2.0)", "SIZES": "(1, 10, 1)", "ALPHA_PLANE": "0.4"},
-        {"AMPLITUDE": "(3.0, 3.0)", "PHASE": "(1.0, 1.5)", "ACTIVATION": '"softplus"', "STEPS": "1"},
+        {"AMPLITUDE": "(3.0, 3.0)", "PHASE": "(1.0, 1.0)", "ACTIVATION": '"softplus"', "STEPS": "1"},
         {"PHASE": "(0.0, 2 * math.pi)", "SHOTS": "20", "STEPS": "3", "ALPHA_PLANE": "0.02"},
         {"PHASE": "(-math.pi / 2, math.pi / 2)", "SHOTS": "1", "ALPHA": "0.02"},
         {"SHOTS": "2", "ALPHA": "0.001", "SIZES": "(1, 100, 100, 1)"},
@@ -37,7 +37,7 @@ CHANGES: dict[str, list[dict[str, str]]] = {
     "03_hessian_vector_products": [
         {"SIZES": "(1, 20, 1)", "ACTIVATION": '"softplus"', "STEPS": "2"},
         {"SHOTS": "2", "ALPHA": "0.2", "STEPS": "1"},
-        {"SHOTS": "20", "STEPS": "5", "SIZES": "(1, 8, 8, 8, 1)", "KINK_DISTANCE": "1e-4"},
+        {"SHOTS": "20", "STEPS": "8", "SIZES": "(1, 8, 8, 8, 1)", "KINK_DISTANCE": "1e-4"},
         {"ACTIVATION": '"relu"', "ALPHA": "0.01", "MANY_STEPS": "[1, 100]"},
         {
             "cell:nb03-model": "from torch import nn\n"

@@ -18,8 +18,11 @@ Range = tuple[float, float]
 
 def best_without_adapting(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
     low, high = phase
-    mean_cos = (math.sin(high) - math.sin(low)) / (high - low)
-    mean_sin = (math.cos(low) - math.cos(high)) / (high - low)
+    if low == high:  # one phase only
+        mean_cos, mean_sin = math.cos(low), math.sin(low)
+    else:
+        mean_cos = (math.sin(high) - math.sin(low)) / (high - low)
+        mean_sin = (math.cos(low) - math.cos(high)) / (high - low)
     mean_amplitude = sum(amplitude) / 2
     return mean_amplitude * (torch.sin(x) * mean_cos - torch.cos(x) * mean_sin)
 
@@ -39,6 +42,10 @@ def _sine_of_the_mean_task(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
 
 def _plus_cosine(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
     return -best_without_adapting(-x, amplitude, phase)
+
+
+def _of_one_range(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
+    return -sum(amplitude) / 2 * (2 / math.pi) * torch.cos(x)
 
 
 def _upside_down(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
@@ -97,6 +104,8 @@ def _with_meta_gradient(function: Losses) -> Callable:
             return loss(params, x, y)
 
         values = function(watched, theta, batch, alpha, steps)
+        if isinstance(values, Tensor) and values.dim() == 0:
+            raise NotAllowed(_NO_MEAN)
         if not isinstance(values, Tensor) or values.shape != (tasks,):
             return values  # the comparison says what is wrong with it
         if not values.requires_grad:
@@ -110,6 +119,9 @@ def _with_meta_gradient(function: Losses) -> Callable:
 _NO_LOOP = (
     "your function hands the loss one task at a time. Give θ a task axis, `p.expand(T, *p.shape)`, and call the loss "
     "for all tasks at once"
+)
+_NO_MEAN = (
+    "your function returns one number. Return one query loss per task, shape [T]; the outer loop takes the mean"
 )
 _NO_GRAPH = (
     "the losses have no graph, so `backward` can't reach θ. Don't use `adapt` or `detach` here; take the inner "
@@ -167,6 +179,14 @@ def _first_order(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, step
     return loss(phi, batch.query_x, batch.query_y)
 
 
+def _one_step_less(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
+    return query_losses(loss, theta, batch, alpha, steps - 1)
+
+
+def _mean_of_losses(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
+    return query_losses(loss, theta, batch, alpha, steps).mean()
+
+
 def _gradient_at_theta(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int) -> Tensor:
     return query_losses(loss, theta, batch, alpha * steps, 1)  # K times the gradient at θ
 
@@ -197,6 +217,9 @@ EXERCISES: list[Exercise] = [
         mistakes={
             "that's the sine of the average task. The average of the sines is flatter.": _sine_of_the_mean_task,
             "the sign of the cosine term is wrong: sin(x − p) = sin x · cos p − cos x · sin p.": _plus_cosine,
+            "that's the answer for p in (0, π), for every range. Compute E[cos p] and E[sin p] from `phase`.": (
+                _of_one_range
+            ),
             "your curve is upside down: both signs are flipped.": _upside_down,
             "the coefficients are swapped: E[cos p] belongs to sin x, and −E[sin p] to cos x.": _swapped_with_minus,
             "your curve is shifted by a quarter period: E[cos p] belongs to sin x.": _swapped,
@@ -226,10 +249,12 @@ EXERCISES: list[Exercise] = [
             "your steps go uphill: θ_{j+1} = θ_j − α∇L_s(θ_j), with a minus.": _uphill,
             "the step size α is missing: that's the result for α = 1.": _without_alpha,
             "averaging over tasks divides each task's gradient by T. Sum the losses instead.": _mean_over_tasks,
+            "you take one step less than `steps` says.": _one_step_less,
             "you take one step, whatever `steps` says.": _one_step,
             "each step uses the gradient at θ. Take it at θ_j, where the step begins.": _gradient_at_theta,
             "there's one φ for all tasks. Give θ a task axis first, `p.expand(T, *p.shape)`, so that each task gets "
             "its own gradient.": _one_phi_for_all,
+            _NO_MEAN: _mean_of_losses,
             _NO_LOOP: _loop_over_tasks,
             _NO_GRAPH: _detached,
         },
