@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import blended_transform_factory
 from torch import Tensor
 
 from maml_edu.evaluation import StepScore
@@ -168,7 +169,8 @@ def transduction_table(
     """
     apply_style()
     figure, ax = plt.subplots(figsize=(8.0, 0.42 * len(names) + 1.5))
-    figure.subplots_adjust(left=0.29, right=0.55, top=0.8, bottom=0.16)
+    figure.subplots_adjust(left=0.26, right=0.44, top=0.8, bottom=0.16)
+    beside = blended_transform_factory(figure.transFigure, ax.transData)
     first, *_ = columns.values()
     rows = {letter: row for row, letter in enumerate(names)}
     for letter, row in rows.items():
@@ -176,15 +178,17 @@ def transduction_table(
         key = "before" if letter in "fg" else "maml"
         ax.errorbar(mean, row, xerr=half, capsize=5, markersize=9, marker=STYLES[key]["marker"], color=COLOURS[key])
     for place, (title, cells) in enumerate(columns.items()):
-        across = 1.25 + 0.46 * place
-        ax.text(across, -0.75, title, transform=ax.get_yaxis_transform(), ha="center", va="bottom", fontsize=11)
+        across = 0.52 + 0.14 * place
+        ax.text(across, -0.75, title, transform=beside, ha="center", va="bottom", fontsize=11)
         for letter, row in rows.items():
             number = _percent(cells[letter]) if letter in cells else "–"
-            ax.text(across, row, number, transform=ax.get_yaxis_transform(), ha="center", va="center")
+            ax.text(across, row, number, transform=beside, ha="center", va="center", fontsize=11)
     ax.axvline(100 * chance, **line("before"), alpha=0.5)
     _chance_above(ax, chance)
     ax.set_yticks(range(len(names)), [f"({letter}) {name}" for letter, name in names.items()])
-    ax.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.6), xlabel="accuracy here [%]")
+    ax.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.6), xlabel="here [%]")
+    if source != "omniglot":
+        figure.suptitle("here:" + _which_data(source))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", alpha=0.3)
     told = (f"{title.replace(chr(10), ' ')}: {_listed(cells)}" for title, cells in columns.items())
@@ -200,7 +204,10 @@ def _both(cell: Interval | float) -> Interval:
 
 
 def _percent(cell: Interval | float) -> str:
-    return f"{cell[0]:.1f} ± {cell[1]:.1f}" if isinstance(cell, tuple) else f"{cell:.1f}"
+    if not isinstance(cell, tuple):
+        return f"{cell:.1f}"
+    mean, half = cell
+    return f"{mean:.2f} ± {half:.2f}" if half < 0.095 else f"{mean:.1f} ± {half:.1f}"
 
 
 def _listed(cells: Mapping[str, Interval | float]) -> str:
