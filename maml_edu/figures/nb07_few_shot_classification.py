@@ -68,7 +68,8 @@ def _ways_and_rows(episode: Episode) -> tuple[int, int]:
 
 
 def _deal(ax: Axes, episode: Episode) -> None:
-    ways, _ = _ways_and_rows(episode)
+    ways, rows = _ways_and_rows(episode)
+    _limits(ax, ways, rows + 0.5)
     top = 0.0
     for side, pictures, labels in (("support", *episode[:2]), ("query", *episode[2:])):
         depth = [0] * ways
@@ -78,7 +79,6 @@ def _deal(ax: Axes, episode: Episode) -> None:
         _name_row(ax, top + max(depth) / 2, side)
         top += max(depth) + 0.25
     _label_columns(ax, ways)
-    _limits(ax, ways, top)
 
 
 def _canvas(columns: int, height: float) -> tuple[plt.Figure, Axes]:
@@ -101,7 +101,8 @@ def _label_columns(ax: Axes, ways: int) -> None:
 
 
 def _name_row(ax: Axes, middle: float, name: str) -> None:
-    ax.text(-0.1, middle, name, ha="right", va="center", rotation=90)
+    size = 12 if ax.get_xlim()[1] < 13 else 9
+    ax.text(-0.1, middle, name, ha="right", va="center", rotation=90, fontsize=size)
 
 
 def _framed(ax: Axes, column: float, row: float, picture: Tensor, side: str) -> None:
