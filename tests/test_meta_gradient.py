@@ -21,7 +21,7 @@ from maml_edu.baselines import joint, reptile
 from maml_edu.hessian_vector import hvp
 from maml_edu.meta_gradient import adapt, fomaml, maml, pull_back
 from maml_edu.reference import autograd_maml
-from maml_edu.tasks import TaskBatch
+from maml_edu.tasks import TaskBatch, all_examples
 
 
 @pytest.fixture(params=PROBLEMS)
@@ -244,17 +244,26 @@ def test_ratio_of_first_order_to_exact(alpha_h, steps):
 
 def test_reptile_is_the_mean_move_over_alpha(name, problem):
     """On the union of support and query."""
-    x = torch.cat([problem.batch.support_x, problem.batch.query_x], 1)
-    y = torch.cat([problem.batch.support_y, problem.batch.query_y], 1)
+    x, y = all_examples(problem.batch)
     union = problem._replace(batch=TaskBatch(x, y, x, y))
     ends = [path[-1] for path in one_task_at_a_time(union, problem.theta, 0.1, 5)]
     expected = {n: sum(p - end[n] for end in ends) / len(ends) / 0.1 for n, p in problem.theta.items()}
     found = reptile(*problem, 0.1)
     assert relative(found.gradient, expected) < 1e-9
-    assert relative({n: p[0] for n, p in found.phi.items()}, ends[0]) < 1e-12
     assert found.alpha_gradient is None
-    tasks = torch.cat([problem.loss(e, *q) for e, *q in zip(ends, *(p.split(1) for p in problem.batch[2:]))])
-    assert torch.allclose(found.query_loss, tasks)
+
+
+def test_reptile_is_scored_on_queries_it_has_not_seen(name, problem):
+    """phi is adapted to the support set alone, whatever the query set is."""
+    found = reptile(*problem, 0.1, 3)
+    support_x, support_y, query_x, query_y = problem.batch
+    phi = adapt(problem.loss, problem.theta, support_x, support_y, 0.1, 3)[-1]
+    assert relative(found.phi, phi) == 0
+    assert torch.equal(found.query_loss, problem.loss(phi, query_x, query_y))
+    seen = adapt(problem.loss, problem.theta, *all_examples(problem.batch), 0.1, 3)[-1]
+    assert not torch.allclose(found.query_loss, problem.loss(seen, query_x, query_y))
+    other = reptile(problem.loss, problem.theta, TaskBatch(support_x, support_y, query_x, query_y.flip(1)), 0.1, 3)
+    assert relative(other.phi, found.phi) == 0
 
 
 def test_reptile_with_one_step_is_joint_training(name, problem):
@@ -269,12 +278,13 @@ def test_reptile_with_one_step_is_joint_training(name, problem):
     assert relative({n: p[1] for n, p in expected.phi.items()}, problem.theta) == 0
 
 
-def test_reptile_with_a_rate_per_parameter():
+def test_reptile_with_a_step_size_per_parameter():
     problem = tanh_mlp()
     alpha = varied_alpha(problem.theta)
     alpha["b1"] = torch.zeros(())
     found = reptile(*problem, alpha, 3)
-    moved = {n: (p - found.phi[n].mean(0)) / alpha[n] for n, p in problem.theta.items() if n != "b1"}
+    end = adapt(problem.loss, problem.theta, *all_examples(problem.batch), alpha, 3)[-1]
+    moved = {n: (p - end[n].mean(0)) / alpha[n] for n, p in problem.theta.items() if n != "b1"}
     assert relative({n: found.gradient[n] for n in moved}, moved) < 1e-9
     assert torch.equal(found.gradient["b1"], torch.zeros(4, dtype=torch.float64))
 

@@ -2,196 +2,247 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FormatStrFormatter, LogLocator
+from matplotlib.transforms import blended_transform_factory
 from torch import Tensor
 
 from maml_edu.evaluation import StepScore
-from maml_edu.figures.style import COLOURS, STYLES, line
+from maml_edu.figures.style import COLOURS, STYLES, Picture, apply_style, line, new_axes
 from maml_edu.tasks import TaskBatch
 
-__all__ = [
-    "accuracy_by_statistics",
-    "accuracy_by_step",
-    "dealt_episode",
-    "leaking_scores",
-    "loop_against_task_axis",
-]
+__all__ = ["accuracy_by_step", "deals", "leaking_scores", "quiz", "transduction_table"]
 
 _GAP = 0.14  # between pictures, in picture widths
+_SIDE_BY_SIDE = 8  # more classes than these get a row of their own
+
+Episode = tuple[Tensor, Tensor, Tensor, Tensor]  # support pictures [n, 28, 28] and labels [n], the same of the queries
+Interval = tuple[float, float]  # mean and half-width, both as fractions
 
 
-def dealt_episode(ax: Axes, batch: TaskBatch, task: int, source: str, title: str = "") -> Axes:
-    """One episode of a batch, a column per label: support in solid frames above, queries in dashed frames below."""
+# ---------------------------------------------------------------- pictures
+
+
+def quiz(batch: TaskBatch, task: int, queries: Sequence[int], source: str) -> Picture:
+    """The support set of one task with its labels, and below it some of its queries, without theirs."""
     ways = int(batch.support_y[task].max()) + 1
+    figure, ax = _canvas(max(ways, len(queries)), 2.7)
+    for x, label in zip(batch.support_x[task], batch.support_y[task].tolist()):
+        _framed(ax, label, 0, x[0], "support")  # of several drawings of a class, the last one stays on top
+    for column, index in enumerate(queries):
+        _framed(ax, column, 1.5, batch.query_x[task, index, 0], "query")
+        ax.text(column + 0.5, 2.52, "?", ha="center", va="top", fontsize=13)
+    _label_columns(ax, ways)
+    _name_row(ax, 0.5, "support")
+    _name_row(ax, 2.0, "queries")
+    ax.set_title("Which is which?" + _which_data(source))
+    text = "A row of characters with labels 0, 1, 2 and so on; below it other drawings of the same, in another order."
+    return Picture(figure, text)
+
+
+def deals(episodes: Mapping[str, Episode], source: str) -> Picture:
+    """Episodes by title, a column per label: support in solid frames above, queries in dashed frames below."""
+    apply_style()
+    ways, rows = _ways_and_rows(next(iter(episodes.values())))
+    across = 1 if ways > _SIDE_BY_SIDE else len(episodes)
+    down = -(-len(episodes) // across)
+    height = 8 / across * (rows + 1.3) / (ways + 0.6)
+    figure, axes = plt.subplots(
+        down, across, figsize=(8, min(height, 8) * down + 0.4), squeeze=False, layout="constrained"
+    )
+    for ax, (title, episode) in zip(axes.flat, episodes.items()):
+        _deal(ax, episode)
+        ax.set_title(title + _which_data(source))
+    text = "the same drawings in columns, support above, queries below; each deal gives the columns other labels."
+    return Picture(figure, f"{len(episodes)} episodes: {text}")
+
+
+def _ways_and_rows(episode: Episode) -> tuple[int, int]:
+    """How many classes, and how many drawings of each."""
+    ways = int(episode[1].max()) + 1
+    return ways, (len(episode[0]) + len(episode[2])) // ways
+
+
+def _deal(ax: Axes, episode: Episode) -> None:
+    ways, rows = _ways_and_rows(episode)
+    _limits(ax, ways, rows + 0.5)
     top = 0.0
-    for side, x, y in (
-        ("support", batch.support_x[task], batch.support_y[task]),
-        ("query", batch.query_x[task], batch.query_y[task]),
-    ):
+    for side, pictures, labels in (("support", *episode[:2]), ("query", *episode[2:])):
         depth = [0] * ways
-        for picture, label in zip(x, y.tolist()):
-            _framed(ax, label, top + depth[label], picture[0], side)
+        for picture, label in zip(pictures, labels.tolist()):
+            _framed(ax, label, top + depth[label], picture, side)
             depth[label] += 1
-        ax.text(-0.1, top + max(depth) / 2, side, ha="right", va="center", rotation=90)
+        _name_row(ax, top + max(depth) / 2, side)
         top += max(depth) + 0.25
-    for label in range(ways):
-        ax.text(label + 0.5, -0.08, str(label), ha="center", va="bottom", fontsize=13)
-    ax.text(-0.1, -0.08, "label", ha="right", va="bottom")
-    ax.set(xlim=(-0.5, ways), ylim=(top, -0.6), aspect="equal")
+    _label_columns(ax, ways)
+
+
+def _canvas(columns: int, height: float) -> tuple[plt.Figure, Axes]:
+    """An empty sheet, in picture widths."""
+    apply_style()
+    width = min(8.0, 1.1 * columns + 0.6)
+    figure, ax = plt.subplots(figsize=(width, width * (height + 0.7) / (columns + 0.5) + 0.4), layout="constrained")
+    _limits(ax, columns, height)
+    return figure, ax
+
+
+def _limits(ax: Axes, columns: int, height: float) -> None:
+    ax.set(xlim=(-0.5, columns), ylim=(height, -0.6), aspect="equal")
     ax.axis("off")
-    ax.set_title(title + _which_data(source))
-    return ax
 
 
-def loop_against_task_axis(
-    ax: Axes, tasks: Sequence[int], loop: Sequence[float], task_axis: Sequence[float], unit: str = "ms"
-) -> Axes:
-    """Time of one meta-gradient against the number of tasks, for a Python loop over tasks and for one call."""
-    for key, name, times in (("before", "loop over tasks", loop), ("maml", "task axis", task_axis)):
-        ax.plot(tasks, times, **STYLES[key])
-        # Beside the middle of the line, on the side where the other line is not.
-        middle, above = len(tasks) // 2, key == "before"
-        ax.annotate(
-            name,
-            (tasks[middle], times[middle]),
-            xytext=(-10, 8) if above else (12, -8),
-            textcoords="offset points",
-            ha="right" if above else "left",
-            va="bottom" if above else "top",
-            color=COLOURS[key],
-        )
-    ax.set(xscale="log", yscale="log", xlabel="tasks in the meta-batch T", ylabel=f"CPU time [{unit}]")
-    ax.set_title("One meta-gradient")
-    ax.set_xticks(tasks, [str(t) for t in tasks])
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    ax.minorticks_off()
-    return ax
+def _label_columns(ax: Axes, ways: int) -> None:
+    for label in range(ways):
+        ax.text(label + 0.5, -0.08, str(label), ha="center", va="bottom", fontsize=13 if ways < 13 else 10)
 
 
-def accuracy_by_step(
-    ax: Axes,
-    untrained: Sequence[StepScore],
-    trained: Sequence[StepScore],
-    pixels: tuple[float, float],
-    chance: float,
-    source: str,
-) -> Axes:
-    """Test accuracy after 0, 1, 2 … inner steps, from an untrained and from a meta-learned θ, with 95 % intervals.
-
-    pixels: mean and half-width of the nearest-pixel baseline.
-    """
-    steps = [score.step for score in trained]
-    for key, name, scores, offset in (
-        ("maml", "from the meta-learned θ", trained, -14),
-        ("before", "from the untrained θ", untrained, 12),
-    ):
-        means = [100 * score.values.mean().item() for score in scores]
-        half_widths = [100 * score.half_width if score.half_width is not None else 0.0 for score in scores]
-        ax.errorbar(steps, means, yerr=half_widths, capsize=4, **STYLES[key])
-        ax.annotate(
-            name,
-            (steps[-1], means[-1]),
-            xytext=(0, offset),
-            textcoords="offset points",
-            ha="right",
-            va="bottom" if offset > 0 else "top",
-            color=COLOURS[key],
-        )
-    ax.axhline(100 * pixels[0], color=COLOURS["truth"], linestyle=":")
-    ax.axhspan(100 * (pixels[0] - pixels[1]), 100 * (pixels[0] + pixels[1]), color="0.85", zorder=0)
-    ax.text(0.02, 100 * pixels[0] + 1.5, "nearest pixels", ha="left", va="bottom")
-    ax.axhline(100 * chance, **line("before"), alpha=0.5)
-    ax.text(steps[-1], 100 * chance - 1.5, "chance", ha="right", va="top")
-    ax.set(xlabel="inner steps", ylabel="accuracy on test classes [%]", ylim=(0, 102))
-    ax.set_xticks(steps)
-    ax.set_title("Before and after meta-training" + _which_data(source))
-    return ax
-
-
-def accuracy_by_statistics(ax: Axes, scores: Mapping[str, tuple[float, float]], chance: float, source: str) -> Axes:
-    """One row per source of the batch-norm statistics: mean accuracy with its 95 % interval, and the number beside it.
-
-    scores: name -> (mean, half-width), fractions.
-    """
-    for row, (name, (mean, half_width)) in enumerate(scores.items()):
-        fixed = "running" in name
-        ax.errorbar(
-            100 * mean,
-            row,
-            xerr=100 * half_width,
-            capsize=5,
-            marker="X" if fixed else "o",
-            markersize=9,
-            color=COLOURS["before"] if fixed else COLOURS["maml"],
-        )
-        ax.text(101, row, f"{100 * mean:.1f} ± {100 * half_width:.1f}", va="center", ha="left")
-    ax.axvline(100 * chance, **line("before"), alpha=0.5)
-    ax.text(100 * chance + 1, -0.6, "chance", va="center", ha="left")
-    ax.set_yticks(range(len(scores)), list(scores))
-    ax.set(xlim=(0, 100), ylim=(len(scores) - 0.5, -0.9), xlabel="accuracy on test classes [%], mean and 95 % interval")
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="x", alpha=0.3)
-    ax.set_title("Where batch norm takes its statistics from" + _which_data(source))
-    return ax
-
-
-def leaking_scores(
-    ax: Axes,
-    clean: Mapping[str, tuple[float, float]],
-    leaking: Mapping[str, tuple[float, float]],
-    chance: float,
-    source: str,
-) -> Axes:
-    """For each classifier its accuracy on new drawings, and where the queries are the support drawings themselves."""
-    for row, name in enumerate(clean):
-        (honest, honest_width), (leak, leak_width) = clean[name], leaking[name]
-        ax.annotate("", (100 * leak - 2, row), (100 * honest + 2, row), arrowprops=dict(arrowstyle="->", color="0.5"))
-        for mean, width, key in ((honest, honest_width, "maml"), (leak, leak_width, "fomaml")):
-            ax.errorbar(
-                100 * mean, row, xerr=100 * width, capsize=5, markersize=9, **(STYLES[key] | {"linestyle": "none"})
-            )
-            ax.text(100 * mean, row - 0.14, f"{100 * mean:.0f}", ha="center", va="bottom", color=COLOURS[key])
-    first = next(iter(clean))
-    ax.text(100 * clean[first][0], 0.14, "new drawings", ha="center", va="top", color=COLOURS["maml"])
-    ax.text(100 * leaking[first][0], 0.14, "support drawings", ha="center", va="top", color=COLOURS["fomaml"])
-    ax.axvline(100 * chance, **line("before"), alpha=0.5)
-    ax.text(100 * chance + 1, -0.6, "chance", va="center", ha="left")
-    ax.set_yticks(range(len(clean)), list(clean))
-    ax.set(xlim=(0, 106), ylim=(len(clean) - 0.4, -0.8), xlabel="accuracy [%], mean and 95 % interval")
-    ax.tick_params(axis="y", length=0)
-    ax.set_title("What is asked in the query set" + _which_data(source))
-    return ax
+def _name_row(ax: Axes, middle: float, name: str) -> None:
+    size = 12 if ax.get_xlim()[1] < 13 else 9
+    ax.text(-0.1, middle, name, ha="right", va="center", rotation=90, fontsize=size)
 
 
 def _framed(ax: Axes, column: float, row: float, picture: Tensor, side: str) -> None:
     """A drawing [28, 28], ink = 1, in the unit square whose upper left corner is (column, row)."""
     left, upper, width = column + _GAP / 2, row + _GAP / 2, 1 - _GAP
-    pixels = np.asarray(picture.cpu(), dtype=float)
     ax.imshow(
-        pixels,
+        np.asarray(picture.cpu(), dtype=float),
         cmap="gray_r",
         vmin=0,
         vmax=1,
         extent=(left, left + width, upper + width, upper),
         interpolation="nearest",
     )
-    ax.add_patch(
-        Rectangle(
-            (left, upper),
-            width,
-            width,
-            fill=False,
-            edgecolor=COLOURS[side],
-            linewidth=3,
-            linestyle="-" if side == "support" else (0, (3, 1.5)),
-        )
-    )
+    frame = Rectangle((left, upper), width, width, fill=False, edgecolor=COLOURS[side], linewidth=3)
+    frame.set_linestyle("-" if side == "support" else (0, (3, 1.5)))
+    ax.add_patch(frame)
+
+
+# ---------------------------------------------------------------- scores
+
+
+def accuracy_by_step(
+    scores: Mapping[str, Sequence[StepScore]], pixels: Interval, chance: float, source: str
+) -> Picture:
+    """Test accuracy after 0, 1, 2 … inner steps with 95 % intervals, by where the inner loop starts.
+
+    scores: "untrained θ" and "meta-learned θ". pixels: the nearest-pixel baseline.
+    """
+    figure, ax = new_axes(height=4.0)
+    ends, steps = {}, [0]
+    for (name, of_start), key in zip(scores.items(), ("before", "maml")):
+        steps = [score.step for score in of_start]
+        means = [100 * score.values.mean().item() for score in of_start]
+        ax.errorbar(steps, means, yerr=[100 * (s.half_width or 0.0) for s in of_start], capsize=4, **STYLES[key])
+        ends[name] = (means[-1], COLOURS[key])
+    middle, half = 100 * pixels[0], 100 * pixels[1]
+    ax.axhline(middle, color=COLOURS["truth"], linestyle=":")
+    ax.axhspan(middle - half, middle + half, color="0.88", zorder=0)
+    ax.axhline(100 * chance, **line("before"), alpha=0.5)
+    ends |= {"nearest pixels": (middle, COLOURS["truth"]), "chance": (100 * chance, COLOURS["before"])}
+    _at_the_right(ax, ends)
+    ax.set(xlabel="inner steps", ylabel="accuracy on test classes [%]", ylim=(0, 102))
+    ax.set_xlim(-0.15, steps[-1] + 0.15)
+    ax.set_xticks(steps)
+    ax.set_title("Before and after meta-training" + _which_data(source))
+    trained = list(scores.values())[-1]
+    percent = ", ".join(f"{100 * score.values.mean():.0f} %" for score in trained)
+    return Picture(figure, f"Accuracy from the meta-learned θ after 0, 1, … inner steps: {percent} ({source}).")
+
+
+def _at_the_right(ax: Axes, ends: Mapping[str, tuple[float, str]], apart: float = 6.5) -> None:
+    """Names right of the axes at the heights where their lines end, moved until none touches another."""
+    lowest = -apart
+    for name, (y, colour) in sorted(ends.items(), key=lambda item: item[1][0]):
+        lowest = max(y, lowest + apart)
+        ax.annotate(name, (1.02, lowest), xycoords=("axes fraction", "data"), va="center", color=colour)
+
+
+def transduction_table(
+    names: Mapping[str, str], columns: Mapping[str, Mapping[str, Interval | float]], chance: float, source: str
+) -> Picture:
+    """One row per source of the batch-norm statistics: a mark for the first column, and the numbers of all columns.
+
+    names: letter -> what the row is. columns: title -> letter -> (mean, half-width), or a percentage alone, in percent.
+    """
+    apply_style()
+    figure, ax = plt.subplots(figsize=(8.0, 0.42 * len(names) + 1.5))
+    figure.subplots_adjust(left=0.26, right=0.44, top=0.8, bottom=0.16)
+    beside = blended_transform_factory(figure.transFigure, ax.transData)
+    first, *_ = columns.values()
+    rows = {letter: row for row, letter in enumerate(names)}
+    for letter, row in rows.items():
+        mean, half = _both(first[letter])
+        key = "before" if letter in "fg" else "maml"
+        ax.errorbar(mean, row, xerr=half, capsize=5, markersize=9, marker=STYLES[key]["marker"], color=COLOURS[key])
+    for place, (title, cells) in enumerate(columns.items()):
+        across = 0.52 + 0.14 * place
+        ax.text(across, -0.75, title, transform=beside, ha="center", va="bottom", fontsize=11)
+        for letter, row in rows.items():
+            number = _percent(cells[letter]) if letter in cells else "–"
+            ax.text(across, row, number, transform=beside, ha="center", va="center", fontsize=11)
+    ax.axvline(100 * chance, **line("before"), alpha=0.5)
+    _chance_above(ax, chance)
+    ax.set_yticks(range(len(names)), [f"({letter}) {name}" for letter, name in names.items()])
+    ax.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.6), xlabel="here [%]")
+    if source != "omniglot":
+        figure.suptitle("here:" + _which_data(source))
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", alpha=0.3)
+    told = (f"{title.replace(chr(10), ' ')}: {_listed(cells)}" for title, cells in columns.items())
+    return Picture(figure, f"Accuracy in percent by source of the statistics ({source}). {'; '.join(told)}.")
+
+
+def _chance_above(ax: Axes, chance: float) -> None:
+    ax.annotate("chance", (100 * chance, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom")
+
+
+def _both(cell: Interval | float) -> Interval:
+    return cell if isinstance(cell, tuple) else (cell, 0.0)
+
+
+def _percent(cell: Interval | float) -> str:
+    if not isinstance(cell, tuple):
+        return f"{cell:.1f}"
+    mean, half = cell
+    return f"{mean:.2f} ± {half:.2f}" if half < 0.095 else f"{mean:.1f} ± {half:.1f}"
+
+
+def _listed(cells: Mapping[str, Interval | float]) -> str:
+    return ", ".join(f"({letter}) {_percent(cell)}" for letter, cell in cells.items())
+
+
+def leaking_scores(
+    honest: Mapping[str, Interval], leaking: Mapping[str, Interval], chance: float, source: str
+) -> Picture:
+    """For each classifier its accuracy on new drawings, and where the queries are the support drawings themselves."""
+    figure, ax = new_axes()
+    for row, name in enumerate(honest):
+        before, after = (100 * scores[name][0] for scores in (honest, leaking))
+        ax.annotate("", (after - 2, row), (before + 2, row), arrowprops={"arrowstyle": "->", "color": "0.5"})
+    for scores, key, label in ((honest, "maml", "new drawings"), (leaking, "fomaml", "the support drawings")):
+        means, halves = _columns(scores.values())
+        look = STYLES[key] | {"linestyle": "none", "markersize": 9}
+        ax.errorbar(means, range(len(means)), xerr=halves, capsize=5, label=label, **look)
+        for row, mean in enumerate(means):
+            ax.text(mean, row - 0.16, f"{mean:.0f}", ha="center", va="bottom", color=COLOURS[key])
+    ax.axvline(100 * chance, **line("before"), alpha=0.5)
+    _chance_above(ax, chance)
+    ax.set_yticks(range(len(honest)), list(honest))
+    ax.set(xlim=(0, 106), ylim=(len(honest) - 0.5, -0.6), xlabel="accuracy [%]")
+    ax.tick_params(axis="y", length=0)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, title="asked about")
+    ax.set_title("The leak" + _which_data(source), pad=22)
+    moves = ", ".join(f"{n} {100 * honest[n][0]:.0f} to {100 * leaking[n][0]:.0f}" for n in honest)
+    return Picture(figure, f"Accuracy in percent on new drawings, then on the support drawings ({source}): {moves}.")
+
+
+def _columns(scores: Iterable[Interval]) -> tuple[list[float], list[float]]:
+    means, halves = zip(*scores)
+    return [100 * m for m in means], [100 * h for h in halves]
 
 
 def _which_data(source: str) -> str:

@@ -1,15 +1,18 @@
 """Exercises of notebook 07: few-shot classification."""
 
-import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from maml_edu.classroom.exercises import Exercise
+from maml_edu.classroom.exercises import Exercise, NotAllowed
 from maml_edu.meta_gradient import adapt
 from maml_edu.models import conv4, cross_entropy
 from maml_edu.models.model import Apply
-from maml_edu.tasks import Params, TaskBatch
+from maml_edu.tasks import Params
 
 # ---------------------------------------------------------------- 7.1
 
@@ -66,37 +69,94 @@ def _positions_for_characters(images: Tensor, classes: Tensor, drawings: Tensor,
 # ---------------------------------------------------------------- 7.2
 
 
-def loss_of_knowing_nothing() -> float:
-    ways = 20
-    probability_of_the_right_class = 1 / ways
-    return -math.log(probability_of_the_right_class)
+def convolve_per_task(x: Tensor, weight: Tensor) -> Tensor:
+    tasks = len(x)
+    side_by_side = x.transpose(0, 1).flatten(1, 2)  # [n, T·C, H, W]
+    h = F.conv2d(side_by_side, weight.flatten(0, 1), stride=2, padding=1, groups=tasks)
+    return h.unflatten(1, (tasks, -1)).transpose(0, 1)  # from [n, T·filters, H', W']
 
 
-def _sign_forgotten() -> float:
-    return math.log(1 / 20)
+Convolution = Callable[[Tensor, Tensor], Tensor]
 
 
-def _in_bits() -> float:
-    return math.log2(20)
+class _OneConvolution(TorchFunctionMode):
+    """Refuses a second convolution."""
+
+    calls = 0
+
+    def __torch_function__(
+        self, func: Callable, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> object:
+        self.calls += getattr(func, "__name__", "") == "conv2d"
+        if self.calls > 1:
+            raise NotAllowed(_NO_LOOP)
+        return func(*args, **(kwargs or {}))
 
 
-def _in_decimal_digits() -> float:
-    return math.log10(20)
+def _in_one_call(function: Convolution) -> Convolution:
+    def examined(x: Tensor, weight: Tensor) -> Tensor:
+        with _OneConvolution():
+            return function(x, weight)
+
+    return examined
 
 
-def _probability_of_a_wrong_answer() -> float:
-    return 1 - 1 / 20
+_NO_LOOP = (
+    "your function calls a convolution more than once. One call with `groups` does it for all tasks, however many "
+    "there are"
+)
 
 
-def _for_five_ways() -> float:
-    return math.log(5)
+def _pictures_and_filters() -> list[tuple]:
+    g = torch.Generator().manual_seed(72)
+
+    def case(tasks: int, examples: int, channels: int, filters: int) -> tuple[Tensor, Tensor]:
+        x = torch.randn(tasks, examples, channels, 6, 6, generator=g, dtype=torch.float64)
+        return x, torch.randn(tasks, filters, channels, 3, 3, generator=g, dtype=torch.float64)
+
+    return [case(2, 5, 1, 4), case(3, 4, 2, 6)]
+
+
+def _loop_over_tasks(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.stack([F.conv2d(one, w, stride=2, padding=1) for one, w in zip(x, weight)])
+
+
+def _filters_of_the_first_task(x: Tensor, weight: Tensor) -> Tensor:
+    return convolve_per_task(x, weight[:1].expand_as(weight))
+
+
+def _task_axis_second(x: Tensor, weight: Tensor) -> Tensor:
+    return convolve_per_task(x, weight).transpose(0, 1)
+
+
+def _channels_of_all_tasks_mixed(x: Tensor, weight: Tensor) -> Tensor:
+    h = convolve_per_task(x, weight).transpose(0, 1).flatten(1, 2)
+    return h.unflatten(1, (-1, len(x))).movedim(2, 0)
+
+
+def _tasks_inside_each_channel(x: Tensor, weight: Tensor) -> Tensor:
+    side_by_side = x.movedim(0, 2).flatten(1, 2)  # [n, C·T, H, W]
+    h = F.conv2d(side_by_side, weight.flatten(0, 1), stride=2, padding=1, groups=len(x))
+    return h.unflatten(1, (len(x), -1)).transpose(0, 1)
+
+
+def _stride_forgotten(x: Tensor, weight: Tensor) -> Tensor:
+    side_by_side = x.transpose(0, 1).flatten(1, 2)
+    h = F.conv2d(side_by_side, weight.flatten(0, 1), padding=1, groups=len(x))
+    return h.unflatten(1, (len(x), -1)).transpose(0, 1)
+
+
+def _padding_forgotten(x: Tensor, weight: Tensor) -> Tensor:
+    side_by_side = x.transpose(0, 1).flatten(1, 2)
+    h = F.conv2d(side_by_side, weight.flatten(0, 1), stride=2, groups=len(x))
+    return h.unflatten(1, (len(x), -1)).transpose(0, 1)
 
 
 # ---------------------------------------------------------------- 7.3
 
 
 def alpha_for_the_mean(alpha: float, ways: int, shots: int, divided_by: int) -> float:
-    # the other loss is c times the mean loss, so its gradient is c times as long: take c times the step
+    # their loss is c times the mean loss, and so is its gradient: take c times the step
     examples = ways * shots
     return alpha * examples / divided_by
 
@@ -124,82 +184,48 @@ def _times_ways(alpha: float, ways: int, shots: int, divided_by: int) -> float:
 # ---------------------------------------------------------------- 7.4
 
 
-def which_are_transductive() -> dict[str, bool]:
-    # would another set of fellow queries change the answer to this query?
-    return {"transductive": True, "one-query": False, "support": False, "running": False}
+def one_query_at_a_time(apply: Apply, phi: Params, support_x: Tensor, query_x: Tensor) -> Tensor:
+    one_by_one = query_x.split(1, dim=1)  # each [T, 1, 1, 28, 28]
+    logits = [apply(phi, q, context=torch.cat([support_x, q], 1)) for q in one_by_one]
+    return torch.cat(logits, 1)
 
 
-def _single_query_counted() -> dict[str, bool]:
-    return which_are_transductive() | {"one-query": True}
+def _adapted_networks() -> list[tuple]:
+    """(apply, φ, support_x, query_x) of small networks after some inner steps, on noisy pictures of 8 × 8."""
+    cases = []
+    for seed, ways, shots in ((75, 4, 1), (76, 3, 2)):
+        g = torch.Generator().manual_seed(seed)
+        model = conv4(ways, filters=4, image=8, generator=g, dtype=torch.float64)
+        pattern = torch.rand(3, ways, 1, 8, 8, generator=g, dtype=torch.float64)
+        support_x, query_x = (
+            pattern.repeat_interleave(each, 1)
+            + 0.4 * torch.randn(3, ways * each, 1, 8, 8, generator=g, dtype=torch.float64)
+            for each in (shots, 6)
+        )
+        support_y = torch.arange(ways).repeat_interleave(shots).repeat(3, 1)
+        phi = adapt(cross_entropy(model.apply), model.theta, support_x, support_y, 0.5, 3)[-1]
+        cases.append((model.apply, phi, support_x, query_x))
+    return cases
 
 
-def _support_counted() -> dict[str, bool]:
-    return _single_query_counted() | {"support": True}
+def _all_together(apply: Apply, phi: Params, support_x: Tensor, query_x: Tensor) -> Tensor:
+    return apply(phi, query_x)
 
 
-def _running_counted() -> dict[str, bool]:
-    return which_are_transductive() | {"running": True}
+def _support_only(apply: Apply, phi: Params, support_x: Tensor, query_x: Tensor) -> Tensor:
+    return apply(phi, query_x, context=support_x)
 
 
-def _only_labels_counted() -> dict[str, bool]:
-    return which_are_transductive() | {"transductive": False}
+def _support_and_all_queries(apply: Apply, phi: Params, support_x: Tensor, query_x: Tensor) -> Tensor:
+    return apply(phi, query_x, context=torch.cat([support_x, query_x], 1))
 
 
-# ---------------------------------------------------------------- 7.5
+def _alone_without_support(apply: Apply, phi: Params, support_x: Tensor, query_x: Tensor) -> Tensor:
+    return torch.cat([apply(phi, q) for q in query_x.split(1, dim=1)], 1)
 
 
-def two_accuracies(apply: Apply, phi: Params, batch: TaskBatch) -> tuple[Tensor, ...]:
-    together = apply(phi, batch.query_x)
-    alone = [apply(phi, q, context=torch.cat([batch.support_x, q], 1)) for q in batch.query_x.split(1, dim=1)]
-    right = [logits.argmax(-1) == batch.query_y for logits in (together, torch.cat(alone, 1))]
-    return tuple(r.double().mean(1) for r in right)
-
-
-def _adapted_network(seed: int, ways: int, shots: int) -> tuple[Apply, Params, TaskBatch]:
-    """A small network after some inner steps, on noisy pictures of 8 × 8: (apply, φ, batch)."""
-    g = torch.Generator().manual_seed(seed)
-    model = conv4(ways, filters=4, image=8, generator=g, dtype=torch.float64)
-    label = torch.arange(ways).repeat(3, 1)  # [T, ways]
-    pattern = torch.rand(3, ways, 1, 8, 8, generator=g, dtype=torch.float64)
-
-    def draw(each: int) -> tuple[Tensor, Tensor]:
-        x = pattern.repeat_interleave(each, 1)
-        return x + 0.4 * torch.randn(x.shape, generator=g, dtype=x.dtype), label.repeat_interleave(each, 1)
-
-    batch = TaskBatch(*draw(shots), *draw(6))
-    phi = adapt(cross_entropy(model.apply), model.theta, batch.support_x, batch.support_y, 0.5, 3)[-1]
-    return model.apply, phi, batch
-
-
-def _accuracies(apply: Apply, phi: Params, batch: TaskBatch, *contexts: Tensor | None) -> tuple[Tensor, ...]:
-    """One accuracy per context, for all queries in one call."""
-    right = [apply(phi, batch.query_x, context=c).argmax(-1) == batch.query_y for c in contexts]
-    return tuple(r.double().mean(1) for r in right)
-
-
-def _both_together(apply: Apply, phi: Params, batch: TaskBatch) -> tuple[Tensor, ...]:
-    return _accuracies(apply, phi, batch, None, None)
-
-
-def _support_only(apply: Apply, phi: Params, batch: TaskBatch) -> tuple[Tensor, ...]:
-    return _accuracies(apply, phi, batch, None, batch.support_x)
-
-
-def _support_and_all_queries(apply: Apply, phi: Params, batch: TaskBatch) -> tuple[Tensor, ...]:
-    return _accuracies(apply, phi, batch, None, torch.cat([batch.support_x, batch.query_x], 1))
-
-
-def _alone_without_support(apply: Apply, phi: Params, batch: TaskBatch) -> tuple[Tensor, ...]:
-    alone = torch.cat([apply(phi, q) for q in batch.query_x.split(1, dim=1)], 1)
-    return two_accuracies(apply, phi, batch)[0], (alone.argmax(-1) == batch.query_y).double().mean(1)
-
-
-def _exchanged(apply: Apply, phi: Params, batch: TaskBatch) -> tuple[Tensor, ...]:
-    return two_accuracies(apply, phi, batch)[::-1]
-
-
-def _one_number_for_all_tasks(apply: Apply, phi: Params, batch: TaskBatch) -> tuple[Tensor, ...]:
-    return tuple(accuracy.mean() for accuracy in two_accuracies(apply, phi, batch))
+def _logits_of_the_support_too(apply: Apply, phi: Params, support_x: Tensor, query_x: Tensor) -> Tensor:
+    return torch.cat([apply(phi, torch.cat([support_x, q], 1)) for q in query_x.split(1, dim=1)], 1)
 
 
 EXERCISES: list[Exercise] = [
@@ -209,43 +235,49 @@ EXERCISES: list[Exercise] = [
         reference=build_episode,
         cases=_deals,
         mistakes={
-            "These labels are the numbers of the characters. A label is the place of a class within its own "
-            "episode, 0 … n−1: otherwise it can be learned by heart.": _labels_are_character_numbers,
-            "The drawings stand class by class (0, 0, 1, 1, …) but the labels run 0, 1, 0, 1, …: with more "
-            "than one drawing per class most labels are wrong. Try repeat_interleave.": _labels_repeated_the_other_way,
-            "The support drawings are in the query set too: support and query overlap. The queries are the "
-            "drawings after the first `shots`.": _support_among_the_queries,
-            "These queries start at the first drawing, so they overlap with the support set. Take the drawings "
-            "after the first `shots`.": _queries_from_the_front,
-            "The characters are always the first ones of the data set: index `images` with "
+            "These labels are the numbers of the characters, so a network could learn them by heart. A label is the "
+            "place of a class within its own episode, 0 … n−1.": _labels_are_character_numbers,
+            "The drawings come class by class (0, 0, 1, 1, …), but your labels run 0, 1, 0, 1, …. With more than one "
+            "drawing a class, most labels are wrong. Try repeat_interleave.": _labels_repeated_the_other_way,
+            "Your query set contains the support drawings. The queries are the drawings after the first "
+            "`shots`.": _support_among_the_queries,
+            "Your queries start at the first drawing, so they overlap with the support set. Take the drawings after "
+            "the first `shots`.": _queries_from_the_front,
+            "You always take the first characters of the data set. Index `images` with "
             "`classes`.": _positions_for_characters,
         },
         hints=(
-            "Two things are needed for the pictures: one index for the character, one for the drawing. "
+            "A picture needs two indices, one for the character and one for the drawing. "
             "images[classes[:, None], drawings] takes both at once: [ways, shots + queries, 28, 28].",
-            "Cut along the second axis at `shots`, then flatten the first two axes: class by class.",
+            "Cut along the second axis at `shots`, then flatten the first two axes. That's class by class.",
             "torch.arange(ways).repeat_interleave(2) is 0, 0, 1, 1, 2, 2, …",
         ),
     ),
     Exercise(
         number="7.2",
-        title="The loss of knowing nothing",
-        reference=loss_of_knowing_nothing,
+        title="One convolution for all tasks",
+        reference=convolve_per_task,
+        cases=_pictures_and_filters,
+        examine=_in_one_call,
         mistakes={
-            "That is the logarithm of the probability. The loss is its negative, and positive.": _sign_forgotten,
-            "That is a logarithm to base 2, a number of bits. PyTorch's cross-entropy uses the natural "
-            "logarithm.": _in_bits,
-            "That is a logarithm to base 10. PyTorch's cross-entropy uses the natural logarithm.": _in_decimal_digits,
-            "That is the probability of a wrong answer. Cross-entropy is −ln of the probability given to the "
-            "right class.": _probability_of_a_wrong_answer,
-            "That is the value for 5 ways.": _for_five_ways,
+            _NO_LOOP: _loop_over_tasks,
+            "You used the filters of the first task for all of them.": _filters_of_the_first_task,
+            "Your result is [n, T, …]. The task axis comes first, so swap the first two axes back.": _task_axis_second,
+            "After the convolution, the channels come task by task: all filters of task 0, then all of task 1. "
+            "Unflatten them into (T, filters), not (filters, T).": _channels_of_all_tasks_mixed,
+            "You put the tasks side by side within each channel, [n, C·T, H, W]. Group t then mixes pictures of "
+            "different tasks. Make it [n, T·C, H, W].": _tasks_inside_each_channel,
+            "Your maps are too large: the stride is 2.": _stride_forgotten,
+            "Your maps lack a border: the padding is 1.": _padding_forgotten,
         },
         hints=(
-            "With n ways a uniform prediction gives the right class the probability 1/n, whatever the picture.",
-            "−ln(1/n) = ln n.",
+            "F.conv2d knows one batch axis and one channel axis. Where could the task axis hide so that tasks don't "
+            "mix? Look at the argument `groups`.",
+            "Swap the first two axes of x and flatten the next two, [n, T·C, H, W]. Flatten the first two axes of "
+            "weight, [T·filters, C, 3, 3]. Then groups=T.",
+            "The result is [n, T·filters, H', W']. unflatten(1, (T, -1)), then transpose(0, 1).",
         ),
-        tolerance=2e-3,
-        remark="A training loss that stays at this value means: nothing is being learned.",
+        remark="It costs the same arithmetic as the loop, in one call instead of T.",
     ),
     Exercise(
         number="7.3",
@@ -253,59 +285,40 @@ EXERCISES: list[Exercise] = [
         reference=alpha_for_the_mean,
         cases=_step_sizes_to_convert,
         mistakes={
-            "This takes over α as it is. The other loss is a multiple of the mean, and so is its gradient.": _as_it_is,
-            "The factor is upside down: the sum has the longer gradient, so the mean needs the larger α.": _upside_down,
-            "This forgets the division: it converts from the plain sum over examples.": _from_the_plain_sum,
+            "You kept α as it is. Their loss is a multiple of the mean, and so is its gradient.": _as_it_is,
+            "Your factor is upside down. The sum has the longer gradient, so the mean needs the larger "
+            "α.": _upside_down,
+            "You forgot the division: this converts from the plain sum over the examples.": _from_the_plain_sum,
             "The factor n is right only where the sum is divided by the number of shots.": _times_ways,
         },
         hints=(
-            "Both losses add the same n·k terms. By what is the one divided, and by what the mean?",
+            "Both losses add up the same n·k terms. What does each divide by?",
             "loss = c · mean loss means ∇loss = c · ∇mean loss. The step α∇loss must stay the same.",
             "c = n·k / divided_by.",
         ),
-        remark="An α is only a number once the loss is known: mean, sum, or sum over k.",
+        remark="An α means nothing until you know its loss: the mean, the sum, or the sum over k.",
     ),
     Exercise(
         number="7.4",
-        title="Which answers depend on the other queries?",
-        reference=which_are_transductive,
+        title="One query at a time",
+        reference=one_query_at_a_time,
+        cases=_adapted_networks,
         mistakes={
-            "The single query does enter its own statistics. But the other queries do not, and they are what "
-            "transduction is about.": _single_query_counted,
-            "The support set is given in every case; using it is what few-shot learning is. Ask only about "
-            "the other queries.": _support_counted,
-            "Running statistics were gathered on training tasks. No test query has any part in them.": _running_counted,
-            "A leak needs no labels: pictures are enough. With all queries in one batch, mean and variance "
-            "depend on every one of them.": _only_labels_counted,
+            "These logits come from all queries together, so the queries see each other. Split them "
+            "first.": _all_together,
+            "The statistics come from the support set only. That's row (e). In row (d) the query itself belongs to "
+            "the context too.": _support_only,
+            "Your context holds all queries, so they still see each other. Split them first.": _support_and_all_queries,
+            "Each query is normalised by itself alone. That's row (c). In row (d) the support set belongs to the "
+            "context too.": _alone_without_support,
+            "You returned the logits of the support drawings as well. Give the query as x and the rest as "
+            "`context`.": _logits_of_the_support_too,
         },
         hints=(
-            "Take one query and exchange all the others. Does any number that enters its answer change?",
-            "Mean and variance of a batch depend on every picture in the batch. Which pictures are in it?",
+            "apply(phi, x) takes mean and variance from x itself. apply(phi, x, context=c) takes them from c.",
+            "query_x.split(1, dim=1) gives the queries one at a time, each [T, 1, 1, 28, 28].",
+            "The context of one query q is torch.cat([support_x, q], 1).",
         ),
-    ),
-    Exercise(
-        number="7.5",
-        title="The same network, with and without transduction",
-        reference=two_accuracies,
-        cases=lambda: [_adapted_network(75, 4, 1), _adapted_network(76, 3, 2)],
-        mistakes={
-            "Both numbers use all queries together. For the second, only the support set and the query itself may "
-            "enter the statistics.": _both_together,
-            "In the second the statistics come from the support set only. That is not transductive either, but it is "
-            "another row of the table: the query itself is missing.": _support_only,
-            "In the second the context holds all queries: they still see each other. Split them "
-            "first.": _support_and_all_queries,
-            "In the second a query is normalised by itself alone: the support set is missing from the "
-            "context.": _alone_without_support,
-            "The two are exchanged: first with all queries together.": _exchanged,
-            "One number per task is asked for, not the mean over tasks: average over axis 1 "
-            "only.": _one_number_for_all_tasks,
-        },
-        hints=(
-            "apply(phi, x) takes mean and variance from x itself; apply(phi, x, context=c) takes them from c.",
-            "batch.query_x.split(1, dim=1) gives the queries one at a time, each [T, 1, 1, 28, 28].",
-            "The context of one query q is torch.cat([batch.support_x, q], 1).",
-        ),
-        remark="Same weights, same pictures: whatever differs between the two is transduction.",
+        remark="No query can help another one now.",
     ),
 ]
