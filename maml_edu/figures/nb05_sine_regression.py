@@ -41,26 +41,26 @@ _SINE = line("truth") | {"linewidth": 6, "alpha": 0.18, "solid_capstyle": "butt"
 _LARGEST = 3.4e38  # about the largest number that a float32 can hold
 
 
-def learning_curves(runs: Mapping[tuple[str, int], Tensor]) -> Picture:
-    """Query loss of the training batches, smoothed over a thirtieth of the run: a line for each training run.
+def learning_curves(runs: Mapping[tuple[str, int], Tensor], which: str) -> Picture:
+    """Query loss of the training batches, smoothed over a twentieth of the run: a line for each training run.
 
-    runs: (method, seed) -> query loss of every iteration.
+    runs: (method, seed) -> query loss of every iteration. which: what computed MAML's meta-gradients.
     """
     figure, ax = new_axes(height=3.6)
     labelled: set[str] = set()
     for (method, _), losses in runs.items():
-        every = max(1, len(losses) // 30)
+        every = max(1, len(losses) // 20)
         smooth = losses[: len(losses) // every * every].view(-1, every).mean(1)
         iterations = [(i + 1) * every for i in range(len(smooth))]
         label = None if method in labelled else LABELS[method]
         ax.plot(iterations, smooth, label=label, **line(method) | {"linewidth": 1.5})
         labelled.add(method)
-    ax.set(xlabel="outer iteration", ylabel="query loss (MSE)", ylim=(0, None))
+    ax.set(xlabel="outer iteration", ylabel="query loss (MSE)", ylim=(0, None), title=f"MAML trained with {which}")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return Picture(
         figure,
-        "Query loss against outer iteration, a line for each run. The oracle falls fastest, MAML, FOMAML and Reptile "
-        "fall more slowly, and pre-training stays on its floor.",
+        "Query loss against outer iteration, a line for each run. Reptile and the oracle fall fastest, MAML and FOMAML "
+        "more slowly, and pre-training stays on its floor.",
     )
 
 
@@ -92,7 +92,7 @@ def scores(results: Mapping[tuple[str, int, int], StepScore]) -> Picture:
     return Picture(
         figure,
         "MSE before adaptation, after one and after ten steps, a mark for each run. Before, all but the oracle are "
-        "alike. The first step takes MAML furthest, then FOMAML and Reptile; the pre-trained networks gain least.",
+        "alike. The first step takes MAML furthest, FOMAML and Reptile less far; the pre-trained networks gain least.",
     )
 
 
@@ -121,7 +121,7 @@ def paired_differences(differences: Mapping[str, Sequence[tuple[float, float]]])
     return Picture(
         figure,
         "Intervals of the difference to MAML after one step, three for each method. FOMAML and Reptile lie to the "
-        "right of zero, pre-training much further to the right, and the oracle to the left.",
+        "right of zero, pre-training further to the right, and the oracle to the left.",
     )
 
 
@@ -254,7 +254,7 @@ def histogram(values: Tensor, limit: float) -> Picture:
     figure, ax = new_axes(height=2.8)
     shown = values.double().nan_to_num(_LARGEST, _LARGEST).clamp(1e-3, _LARGEST)
     edges = torch.logspace(-3, math.log10(2 * _LARGEST), 120, dtype=torch.float64)
-    ax.hist(shown.numpy(), bins=edges.numpy(), color=COLOURS["maml"])
+    ax.hist(shown.numpy(), bins=edges.tolist(), color=COLOURS["maml"])
     ax.axvline(limit, color=COLOURS["truth"], linewidth=1, linestyle="--")
     ax.text(limit * 3, 0.93, "diverged →", transform=ax.get_xaxis_transform(), va="top")
     ax.set(xscale="log", yscale="log", xlabel="MSE of a task after ten steps", ylabel="tasks", ylim=(0.7, None))
@@ -278,8 +278,8 @@ def alpha_sweep(
     for (label, values), (dashes, marker, fill) in zip(medians.items(), networks):
         look = STYLES["maml"] | {"linestyle": dashes, "marker": marker, "markerfacecolor": fill}
         ax.loglog(alphas, values, label=label, markersize=5, **look)
-        triangle = {"marker": "v", "markersize": 11, "markerfacecolor": fill, "markeredgewidth": 2}
-        ax.plot(trained[label], bottom, color=look["color"], clip_on=False, zorder=5, **triangle)
+        below = STYLES["maml"] | {"marker": "v", "markersize": 11, "markerfacecolor": fill, "markeredgewidth": 2}
+        ax.plot(trained[label], bottom, clip_on=False, zorder=5, **below)
     ax.set(ylim=(bottom, 20), xlabel="α at test (▼ α in training)", ylabel="median MSE, 1 step")
     ax.legend(loc="upper left")
     ax.grid(alpha=0.25)
