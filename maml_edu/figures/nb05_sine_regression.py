@@ -196,7 +196,7 @@ def share_chart(shares: Mapping[tuple[str, str, int], float]) -> Picture:
     Filled marks: the smallest number of steps of a method in a row; hollow ones: more steps.
     """
     kinds = list(dict.fromkeys(kind for kind, _, _ in shares))
-    figure, ax = new_axes(height=0.75 + 0.55 * len(kinds))
+    figure, ax = new_axes(height=1.6 + 0.5 * len(kinds))
     looks: dict[str, Look] = {name: STYLES[name] for name in ("maml", "joint")} | {"random": STYLES["before"]}
     fewest = {method: min(k for _, name, k in shares if name == method) for _, method, _ in shares}
     labelled: set[tuple[str, int]] = set()
@@ -210,7 +210,7 @@ def share_chart(shares: Mapping[tuple[str, str, int], float]) -> Picture:
         labelled.add((method, steps))
     ax.set_yticks(range(len(kinds)), kinds)
     ax.set(ylim=(len(kinds) - 0.5, -0.5), xlim=(0, 1), xlabel="share of the change that is a sine")
-    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.legend(loc="outside lower center", ncols=2)
     ax.grid(alpha=0.25, axis="both")
     return Picture(
         figure,
