@@ -46,27 +46,24 @@ CHANGES: dict[str, list[dict[str, str]]] = {
         },
     ],
     "05_sine_regression": [
-        {"AMPLITUDE": "(0.1, 1.0)", "PHASE": "(0.0, 2 * math.pi)", "SHOTS": "5"},
-        {"ALPHA": "0.03", "STEPS": "5", "METHOD": '"reptile"'},
-        {"SIZES": "(1, 20, 20, 1)", "ACTIVATION": '"tanh"', "TEST_SHOTS": "20", "METHOD": '"fomaml"'},
+        {"AMPLITUDE": "(0.1, 1.0)", "PHASE": "(0.0, 2 * math.pi)", "SHOTS": "5", "DRAW": "6"},
+        {"ALPHA": "0.03", "STEPS": "5", "SEEDS": "(3, 4, 5)", "SLOPE": "-1.0"},
+        {"SIZES": "(1, 20, 20, 1)", "ACTIVATION": '"tanh"', "TEST_SHOTS": "20", "METHOD": "fomaml"},
         {
             "SHOWN_AMPLITUDE": "0.5",
             "SHOWN_PHASE": "3.0",
             "SUPPORT_X": "[-2.0, 2.0]",
             "STEPS": "2",
             "SLIDER_STEPS": "[0, 1, 2, 5, 10, 50]",
-            "FILM_SEED": "14",
-            "FILM_STEPS": "3",
+            "SLOPE": "0.1",
         },
         {
             "SHOTS": "20",
             "cell:nb05-model": "from torch import nn\n"
-            "ITERATIONS, TEST_TASKS = 20, 60\n"
-            "sines = SineTasks(amplitude=AMPLITUDE, phase=PHASE)\n"
-            "def make_model(inputs=1):\n"
-            "    return from_module(nn.Sequential(nn.Linear(inputs, 20), nn.Tanh(), nn.Linear(20, 1)))\n"
-            "def tasks_of(shots, queries, reveal=False):\n"
-            "    return lambda n, generator: sines.sample(n, shots, queries, generator=generator, reveal=reveal)",
+            "sines = SineTasks(AMPLITUDE, PHASE)\n"
+            "def make_model(seed, inputs=1):\n"
+            "    torch.manual_seed(seed)\n"
+            "    return from_module(nn.Sequential(nn.Linear(inputs, 20), nn.Tanh(), nn.Linear(20, 1)))",
         },
     ],
     "06_is_it_really_maml": [

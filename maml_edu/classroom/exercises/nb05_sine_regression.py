@@ -1,4 +1,4 @@
-"""Exercises of notebook 05: comparing methods on the same tasks, and reading the sine experiment."""
+"""Exercises of notebook 05: differences on the same tasks, how much of a curve is a sine, and a mean that can fail."""
 
 import math
 
@@ -6,10 +6,6 @@ import torch
 from torch import Tensor
 
 from maml_edu.classroom.exercises import Exercise
-from maml_edu.data.sine import SineTasks
-from maml_edu.meta_gradient import adapt
-from maml_edu.models import mlp, mse
-from maml_edu.models.model import Model
 
 # ---- 5.1
 
@@ -53,11 +49,9 @@ def _other_way_round(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return (b - a).mean(), paired_difference(a, b)[1]
 
 
-# ---- 5.3
-
-
-def step_size_is_learned() -> str:
-    return "c"
+def _low_and_high(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    mean, half = paired_difference(a, b)
+    return mean - half, mean + half
 
 
 # ---- 5.2
@@ -65,38 +59,101 @@ def step_size_is_learned() -> str:
 
 def _curve_cases() -> list[tuple]:
     generator = torch.Generator().manual_seed(1)
-    model = mlp((1, 8, 8, 1), "tanh", generator, torch.float64)
-    batch = SineTasks().sample(1, 5, generator=generator, dtype=torch.float64)
-    grid = torch.linspace(-5, 5, 7, dtype=torch.float64)
-    return [(model, batch.support_x[0], batch.support_y[0], 0.02, 3, grid)]
+    grid = torch.linspace(-5, 5, 41, dtype=torch.float64)
+    bend = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    shapes = torch.stack([torch.sin(grid), torch.cos(grid), torch.ones_like(grid), grid.abs() / 5])
+    return [(grid, bend @ shapes), (grid[20:] + 5, 3 * bend[:2] @ shapes[:, 20:])]
 
 
-def adapted_curve(model: Model, support_x: Tensor, support_y: Tensor, alpha: float, steps: int, grid: Tensor) -> Tensor:
-    x, y = support_x.unsqueeze(0), support_y.unsqueeze(0)  # [1, shots, 1]: one task is still a batch of tasks
-    phi = adapt(mse(model.apply), model.theta, x, y, alpha, steps)[-1]
-    with torch.no_grad():
-        return model.apply(phi, grid.view(1, -1, 1)).flatten()
+def sine_share(grid: Tensor, curves: Tensor) -> Tensor:
+    waves = torch.stack([torch.sin(grid), torch.cos(grid)], dim=1)  # [n, 2]
+    a_and_b = torch.linalg.pinv(waves) @ curves.T  # [2, T], by least squares
+    best_sines = (waves @ a_and_b).T  # [T, n]
+    return best_sines.square().sum(1) / curves.square().sum(1)
 
 
-def _not_adapted(model: Model, support_x: Tensor, support_y: Tensor, alpha: float, steps: int, grid: Tensor) -> Tensor:
-    return adapted_curve(model, support_x, support_y, alpha, 0, grid)
+def _explained_by(columns: list[Tensor], curves: Tensor) -> Tensor:
+    """The least-squares fit of each curve [T, n] with these columns."""
+    design = torch.stack(columns, dim=1)
+    return (design @ (torch.linalg.pinv(design) @ curves.T)).T
 
 
-def _one_step(model: Model, support_x: Tensor, support_y: Tensor, alpha: float, steps: int, grid: Tensor) -> Tensor:
-    return adapted_curve(model, support_x, support_y, alpha, 1, grid)
+def _sine_only(grid: Tensor, curves: Tensor) -> Tensor:
+    return _explained_by([torch.sin(grid)], curves).square().sum(1) / curves.square().sum(1)
 
 
-def _uphill(model: Model, support_x: Tensor, support_y: Tensor, alpha: float, steps: int, grid: Tensor) -> Tensor:
-    return adapted_curve(model, support_x, support_y, -alpha, steps, grid)
+def _with_a_constant(grid: Tensor, curves: Tensor) -> Tensor:
+    columns = [torch.sin(grid), torch.cos(grid), torch.ones_like(grid)]
+    return _explained_by(columns, curves).square().sum(1) / curves.square().sum(1)
 
 
-def _point_by_point(
-    model: Model, support_x: Tensor, support_y: Tensor, alpha: float, steps: int, grid: Tensor
-) -> Tensor:
-    x, y = support_x.unsqueeze(1), support_y.unsqueeze(1)  # [shots, 1, 1]: every point a task of its own
-    phi = adapt(mse(model.apply), model.theta, x, y, alpha, steps)[-1]
-    with torch.no_grad():
-        return model.apply(phi, grid.view(1, -1, 1).expand(len(x), -1, -1)).mean(0).flatten()
+def _what_is_left(grid: Tensor, curves: Tensor) -> Tensor:
+    return 1 - sine_share(grid, curves)
+
+
+def _lengths(grid: Tensor, curves: Tensor) -> Tensor:
+    return sine_share(grid, curves).sqrt()
+
+
+def _all_curves_together(grid: Tensor, curves: Tensor) -> Tensor:
+    best = _explained_by([torch.sin(grid), torch.cos(grid)], curves)
+    return (best.square().sum() / curves.square().sum()).expand(len(curves))
+
+
+def _around_the_mean(grid: Tensor, curves: Tensor) -> Tensor:
+    best = _explained_by([torch.sin(grid), torch.cos(grid)], curves)
+    around = curves - curves.mean(1, keepdim=True)
+    return 1 - (curves - best).square().sum(1) / around.square().sum(1)
+
+
+# ---- 5.3
+
+
+def _summary_cases() -> list[tuple]:
+    generator = torch.Generator().manual_seed(2)
+    before = 10 * torch.rand(9, generator=generator, dtype=torch.float64)
+    after = before / 20
+    wild = torch.cat([after[:4], torch.tensor([1e12, math.nan, math.inf, 12.0, 0.9 * 10 * before.max()])])
+    return [(before, after), (before, wild), (before, torch.cat([after[:7], torch.tensor([3.0, math.nan])]))]
+
+
+def summary(before: Tensor, after: Tensor) -> tuple[int, float | None, float]:
+    fine = after <= 10 * before.max()  # a NaN compares as False
+    diverged = int((~fine).sum())
+    mean = after.mean().item() if diverged == 0 else None
+    median = torch.where(fine, after, math.inf).median().item()
+    return diverged, mean, median
+
+
+def _not_a_number(before: Tensor, after: Tensor) -> tuple[int, float | None, float]:
+    diverged = int((after > 10 * before.max()).sum())
+    return diverged, after.mean().item() if diverged == 0 else None, summary(before, after)[2]
+
+
+def _only_not_finite(before: Tensor, after: Tensor) -> tuple[int, float | None, float]:
+    diverged = int((~after.isfinite()).sum())
+    return diverged, after.mean().item() if diverged == 0 else None, summary(before, after)[2]
+
+
+def _mean_of_the_rest(before: Tensor, after: Tensor) -> tuple[int, float, float]:
+    diverged, _, median = summary(before, after)
+    return diverged, after[after <= 10 * before.max()].mean().item(), median
+
+
+def _median_of_the_rest(before: Tensor, after: Tensor) -> tuple[int, float | None, float]:
+    diverged, mean, _ = summary(before, after)
+    return diverged, mean, after[after <= 10 * before.max()].median().item()
+
+
+def _own_limits(before: Tensor, after: Tensor) -> tuple[int, float | None, float]:
+    fine = after <= 10 * before
+    diverged = int((~fine).sum())
+    return diverged, after.mean().item() if diverged == 0 else None, torch.where(fine, after, math.inf).median().item()
+
+
+def _median_with_nan(before: Tensor, after: Tensor) -> tuple[int, float | None, float]:
+    diverged, mean, _ = summary(before, after)
+    return diverged, mean, after.median().item()
 
 
 EXERCISES: list[Exercise] = [
@@ -106,52 +163,57 @@ EXERCISES: list[Exercise] = [
         reference=paired_difference,
         cases=_paired_cases,
         mistakes={
-            "this is the interval for two unrelated groups: on the same tasks, take differences first": _unpaired,
-            "this is the spread of single tasks: the interval of the mean is narrower by √n": _standard_deviation,
-            "the factor 1.96 is missing: this covers 68 %, not 95 %": _standard_error,
-            "the sign is turned: a − b is asked for": _other_way_round,
-            "the standard deviation divides by n; for a sample divide by n − 1": _population,
+            "that's the interval for two unrelated groups: the tasks are the same, so take differences first": (
+                _unpaired
+            ),
+            "that's the spread of single tasks: the interval of their mean is √n times narrower": _standard_deviation,
+            "the factor 1.96 is missing: this interval covers 68 %, not 95 %": _standard_error,
+            "the sign is flipped: the exercise asks for a − b": _other_way_round,
+            "your standard deviation divides by n: for a sample, divide by n − 1": _population,
             "the factor is 1.96, not 2": _factor_two,
+            "these are the two ends of the interval: return its middle and its half-width": _low_and_high,
         },
         hints=(
-            "Both methods saw the same tasks: make one number per task first.",
+            "Both methods saw the same tasks, so begin with one number per task.",
             "Mean of a − b, and 1.96 standard deviations of a − b divided by √n.",
         ),
-        remark="The hard tasks are hard for both methods; taking differences removes what they share.",
-    ),
-    Exercise(
-        number="5.3",
-        title="the step size at test",
-        reference=step_size_is_learned,
-        mistakes={
-            "a longer step would help if θ did not know α; in the sweep the best α at test is the one of training": (
-                lambda: "a"
-            ),
-            "the loss depends on α very much: θ has been placed so that one step of exactly this length arrives": (
-                lambda: "b"
-            ),
-            "more steps do not repair a step that overshoots: with αh > 2 each one makes it worse": lambda: "d",
-        },
-        hints=(
-            "The outer loop has seen only one step length. What does it optimise θ for?",
-            "Look at the sweep of α at test, or evaluate the checkpoint with alpha=0.01.",
-        ),
-        remark="Count them: evaluate(maml_net, paper_loss, test, 0.01, 10, 600)[10].diverged",
+        remark="Hard sines are hard for both methods; the difference removes what they share.",
     ),
     Exercise(
         number="5.2",
-        title="the adapted curve of one task",
-        reference=adapted_curve,
+        title="how much of a curve is a sine",
+        reference=sine_share,
         cases=_curve_cases,
         mistakes={
-            "this is the network before adaptation: predict with φ, not with θ": _not_adapted,
-            "this is one step only: path[-1] is the last point of the path, path[1] the first after θ": _one_step,
-            "this goes uphill: θ − α∇L, with a minus": _uphill,
-            "every support point became a task of its own: the task axis comes first, [1, shots, 1]": _point_by_point,
+            "sin x alone can't shift: a sine of any phase is a·sin x + b·cos x": _sine_only,
+            "leave the constant out: a sine plus a constant isn't a sine": _with_a_constant,
+            "that's the share that the sine leaves over: you want one minus that": _what_is_left,
+            "that's the ratio of the lengths: square both before you divide": _lengths,
+            "you've added up all curves: each curve has a share of its own": _all_curves_together,
+            "don't subtract the mean of the curve: compare sums of squares as they are": _around_the_mean,
         },
         hints=(
-            "`adapt` wants a task axis: support_x.unsqueeze(0) is [1, shots, 1].",
-            "adapt(...)[-1] is φ; model.apply(φ, grid.view(1, -1, 1)) is [1, points, 1].",
+            "Put sin x and cos x into the two columns of a matrix [n, 2]. Least squares gives a and b for every curve.",
+            "torch.linalg.pinv(waves) @ curves.T is [2, T]. Multiply by waves, square, sum over x, divide.",
         ),
+    ),
+    Exercise(
+        number="5.3",
+        title="a mean that can refuse",
+        reference=summary,
+        cases=_summary_cases,
+        mistakes={
+            "you've missed the NaNs: every comparison with a NaN is False, so ask which tasks are fine": _not_a_number,
+            "a finite loss can have diverged too: compare it with ten times the worst loss before": _only_not_finite,
+            "a mean over the tasks that survived looks better than the method is: return None": _mean_of_the_rest,
+            "the median leaves out the diverged tasks: let each of them count as infinite": _median_of_the_rest,
+            "one limit for all tasks: ten times the worst loss before adaptation, not each task's own": _own_limits,
+            "the median is NaN as soon as one loss is: let diverged tasks count as infinite": _median_with_nan,
+        },
+        hints=(
+            "Which tasks are fine? Those with after <= 10 * before.max(). A NaN never passes that test.",
+            "torch.where(fine, after, math.inf).median() gives the median with the diverged tasks at the far end.",
+        ),
+        remark="`evaluate` does the same.",
     ),
 ]
