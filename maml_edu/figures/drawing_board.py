@@ -108,14 +108,18 @@ def _bar(ax: Axes, share: float, best: bool) -> None:
 
 
 def draw_your_own(name: Namer, ways: int = 5) -> None:
-    """The board in a live notebook; everywhere else, what `name` says of the stored drawings."""
+    """The board in a live notebook; everywhere else, what `name` says of the stored drawings.
+
+    The line printed is the same everywhere, so that stored outputs are too.
+    """
     first, _, between = stored()
     still = named(list(first[0, :, 0]), between[0, 0, 0], name(first, between))
     bundle = {"image/png": base64.b64encode(_png(still.figure)).decode(), "text/plain": f"[Drawing board: {still.alt}]"}
     try:
         bundle = Board(name, ways).view() | bundle
     except ImportError:
-        print("To draw here yourself, run  pip install ipycanvas  and restart the kernel.")
+        pass  # the line below says what to do
+    print("No board? Open this in JupyterLab, run  pip install ipycanvas  and restart. Below are stored drawings.")
     _display(bundle, still.alt)
 
 
