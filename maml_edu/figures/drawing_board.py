@@ -74,7 +74,7 @@ def verdict(probability: Tensor) -> str:
     percent = [round(100 * p) for p in probability.tolist()]
     best, *others = sorted(range(len(percent)), key=percent.__getitem__, reverse=True)
     rivals = [f"number {i + 1} ({percent[i]} %)" for i in others if percent[i] >= 10]
-    answer = f"It's number {best + 1}, with {percent[best]} %."
+    answer = f"It's number {best + 1}, with {'over 99' if percent[best] == 100 else percent[best]} %."
     return f"{answer} It can't rule out {' or '.join(rivals)}." if rivals else answer
 
 
@@ -118,8 +118,8 @@ def draw_your_own(name: Namer, ways: int = 5) -> None:
     try:
         bundle = Board(name, ways).view() | bundle
     except ImportError:
-        pass  # the line below says what to do
-    print("No board? Open this in JupyterLab, run  pip install ipycanvas  and restart. Below are stored drawings.")
+        pass  # the next line says what to do
+    print("No board below, only a picture of stored drawings? Use JupyterLab, with ipycanvas installed.")
     _display(bundle, still.alt)
 
 
