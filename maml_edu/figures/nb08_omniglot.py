@@ -97,7 +97,7 @@ def confident_mistakes(batch: TaskBatch, answers: Tensor, sure: Tensor, places: 
         taken, own = support[int(answers[t, i])], support[int(batch.query_y[t, i])]
         for row, (x, key) in enumerate(((batch.query_x[t, i, 0], "query"), (taken, "fomaml"), (own, "support"))):
             _drawing(ax, column, row, x, frame=COLOURS[key], wrong=row == 1)
-        ax.text(column + 0.5, 3.05, f"{100 * sure[t, i]:.0f} % sure", ha="center", va="top", fontsize=11)
+        ax.text(column + 0.5, 3.05, f"{100 * sure[t, i]:.0f} % sure", ha="center", va="top", fontsize=9.5)
     for row, name in enumerate(("query", "taken for", "its class")):
         ax.text(-0.1, row + 0.5, name, ha="right", va="center", fontsize=12)
     _canvas(ax, (-0.05, max(1, len(pairs))), (0, 3.35), source)
