@@ -95,16 +95,17 @@ CHANGES: dict[str, list[dict[str, str]]] = {
         },
     ],
     "08_omniglot": [
-        {"DATASET": '"glyphs"', "METHOD": '"reptile"', "STEPS": "3"},
+        {"DATASET": '"glyphs"', "METHOD": "reptile", "STEPS": "3"},
         {"SHOTS": "5", "QUERIES": "1", "ALPHA": "2.0", "FILTERS": "8"},
-        {"METHOD": '"fomaml"', "WAYS": "3", "HEADLINE": "6", "SEED": "1"},
+        {"METHOD": "fomaml", "WAYS": "3", "HEADLINE": "6", "SEED": "1"},
         {"WAYS": "20", "TASKS": "2", "FILTERS": "8", "STEPS": "1"},
         {"ALPHA": "0.1", "QUERIES": "10", "SHOTS": "2", "FILTERS": "16", "HEADLINE": "1"},
         {
             "cell:nb08-model": "from torch import nn\n"
             "model = from_module(nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.Tanh(), nn.Linear(32, WAYS)))\n"
             "loss = cross_entropy(model.apply)\n"
-            "method, LEARN_ALPHA, ITERATIONS = getattr(maml_edu, METHOD), True, 20",
+            "LEARN_ALPHA, start = True, dict.fromkeys(model.theta, ALPHA)\n"
+            "alpha = [start] * STEPS",
             "WAYS": "6",
         },
     ],

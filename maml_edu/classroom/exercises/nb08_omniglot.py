@@ -81,28 +81,41 @@ def _full_width(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(), 2 * my_interval(values)[1]
 
 
+def _low_and_high(values: Tensor) -> tuple[Tensor, Tensor]:
+    mean, half_width = my_interval(values)
+    return mean - half_width, mean + half_width
+
+
 # ---- 8.3
 
 
-def tasks_needed() -> float:
-    s, half_width = 0.12, 0.002
+def _precisions() -> list[tuple]:
+    """Standard deviation over tasks and the half-width that is wanted; all need thousands of tasks."""
+    return [(0.12, 0.002), (0.25, 0.01), (0.3, 0.004)]
+
+
+def tasks_needed(s: float, half_width: float) -> float:
     return (1.96 * s / half_width) ** 2
 
 
-def _without_square() -> float:
-    return 1.96 * 0.12 / 0.002
+def _without_square(s: float, half_width: float) -> float:
+    return 1.96 * s / half_width
 
 
-def _without_196() -> float:
-    return (0.12 / 0.002) ** 2
+def _without_196(s: float, half_width: float) -> float:
+    return (s / half_width) ** 2
 
 
-def _from_full_width() -> float:
-    return (1.96 * 0.12 / 0.001) ** 2
+def _two(s: float, half_width: float) -> float:
+    return (2 * s / half_width) ** 2
 
 
-def _percent_mixed_up() -> float:
-    return (1.96 * 0.12 / 0.2) ** 2
+def _twice_as_wide(s: float, half_width: float) -> float:
+    return tasks_needed(s, 2 * half_width)  # 3457 for s = 12 % and ± 0.2 %
+
+
+def _half_as_wide(s: float, half_width: float) -> float:
+    return tasks_needed(s, half_width / 2)
 
 
 # ---- 8.4
@@ -152,17 +165,18 @@ EXERCISES: list[Exercise] = [
         reference=rotate_classes,
         cases=_drawings,
         mistakes={
-            "You turn the other way: torch.rot90 turns anticlockwise in (-2, -1), and so does the package.": _clockwise,
-            "You turned all classes of a task by one angle: turns has an entry per task and class.": _one_per_task,
+            "You turn the other way. torch.rot90 turns anticlockwise in (-2, -1), and so does the package.": _clockwise,
+            "You turned all classes of a task by one angle, but turns has an entry for each class.": _one_per_task,
             "You used the turns of the first task for every task.": _one_per_label,
-            "You turned drawings of one class differently: support then shows another character.": _one_per_drawing,
+            "You turned the drawings of one class by different angles, so support and query no longer match.": (
+                _one_per_drawing
+            ),
         },
         hints=(
             "Make all four versions of x first: x.rot90(turn, (-2, -1)) for turn in 0 … 3.",
             "torch.where(turns == turn, …) needs turns with as many axes as x: turns[:, :, None, None, None].",
         ),
-        remark="Support and query of a class share the angle, so a turned character is simply another character. With "
-        "one angle per drawing, the two would no longer match.",
+        remark="Support and query share the angle, so a turned character is simply another character.",
     ),
     Exercise(
         number="8.2",
@@ -170,38 +184,45 @@ EXERCISES: list[Exercise] = [
         reference=my_interval,
         cases=_accuracies,
         mistakes={
-            "Your second number is the standard deviation of the tasks: how far one task lies from the mean. Asked is "
-            "how far the mean itself may be off.": _spread,
-            "You took 1.96 standard deviations: where 95 % of the tasks lie (if normal). The interval of the mean is "
+            "Your second number is the standard deviation: how far one task is from the mean. You want to know how far "
+            "off the mean itself may be.": _spread,
+            "You took 1.96 standard deviations. That's where 95 % of the tasks would be; the interval of their mean is "
             "√n times narrower.": _spread_196,
-            "Your second number is one standard error: a 68 % interval. 95 % needs a factor in front.": _standard_error,
-            "You divided the squared deviations by n. The mean comes from the same values: divide by n − 1.": _biased,
-            "You divided by n; the spread of a mean shrinks with √n.": _no_root,
-            "That is the full width of the interval; ± takes half of it.": _full_width,
+            "Your second number is one standard error, which makes a 68 % interval. Multiply it by 1.96.": (
+                _standard_error
+            ),
+            "You divided the squared deviations by n. The mean comes from the same values, so divide by n − 1.": (
+                _biased
+            ),
+            "You divided by n, but the error of a mean shrinks with √n.": _no_root,
+            "That's the full width of the interval; ± takes half of it.": _full_width,
+            "You returned the two ends of the interval. Return the mean and the half-width.": _low_and_high,
         },
         hints=(
             "Two numbers: the mean over tasks, and how far that mean would move if you drew other tasks.",
             "The variance of a mean of n independent values is s²/n, with s² = Σ(value − mean)²/(n − 1).",
             "half_width = 1.96 · s / √n.",
         ),
-        remark="This is mean_ci95 of the package, and every ± of this series.",
+        remark="The package calls it mean_ci95, and every ± in this course comes from it.",
     ),
     Exercise(
         number="8.3",
         title="how many tasks for ± 0.2 %?",
         reference=tasks_needed,
-        tolerance=0.05,
+        cases=_precisions,
+        tolerance=1e-3,  # rounded up is fine
         mistakes={
-            "You forgot to square: half_width = 1.96·s/√n solved for n.": _without_square,
-            "The factor 1.96 is missing: that is the n for a standard error of 0.2 %.": _without_196,
-            "That is the n for an interval 0.2 % wide in all; ± 0.2 % is twice as wide.": _from_full_width,
-            "Units: 12 % is 0.12 and 0.2 % is 0.002.": _percent_mixed_up,
+            "You forgot to square. The half-width shrinks with √n.": _without_square,
+            "The factor 1.96 is missing, so that's the n for a standard error of this size.": _without_196,
+            "You took 2 for 1.96. That's fine on a napkin; the rest of the notebook uses 1.96.": _two,
+            "Your interval is twice as wide as it should be. half_width is already half of it.": _twice_as_wide,
+            "Your interval is half as wide as it should be. ± half_width reaches to both sides.": _half_as_wide,
         },
         hints=(
             "Start from half_width = 1.96·s/√n.",
-            "Solve for n: n = (1.96·s/half_width)². Halving an interval costs four times the tasks.",
+            "Solve for n: n = (1.96·s/half_width)². Half the width costs four times the tasks.",
         ),
-        remark="Over twenty times the usual 600: with 600 tasks, differences of a few tenths of a percent are noise.",
+        remark="With the usual 600 tasks, differences of a few tenths of a percent are noise.",
     ),
     Exercise(
         number="8.4",
@@ -209,16 +230,16 @@ EXERCISES: list[Exercise] = [
         reference=choose_and_report,
         cases=_halves,
         mistakes={
-            "You chose the step with all tasks, so the half you report on took part in the choice.": _choose_on_all,
-            "You chose again on the second half: both numbers are maxima, and both are too good.": _choose_twice,
-            "The halves are swapped: the tasks where `chooser` is True choose the step.": _swapped,
-            "You looked for the largest single task; a step is chosen by its mean over tasks.": _best_task,
-            "That is the last step: take the one whose mean over the choosing half is largest.": _last_step,
+            "You chose the step with all tasks, so the half you report on had a say in the choice.": _choose_on_all,
+            "You chose again on the second half. Both numbers are maxima now, and both are too good.": _choose_twice,
+            "You swapped the halves. The tasks where `chooser` is True choose the step.": _swapped,
+            "You looked for the largest single task. Choose the step with the best mean over tasks.": _best_task,
+            "That's the last step. Take the step whose mean over the choosing half is largest.": _last_step,
         },
-        remark="With step i best on A and step j best on B, the sum of both gaps is (A_i − A_j) + (B_j − B_i): "
-        "neither bracket is negative.",
+        remark="If step i is best on A and step j on B, both gaps add up to (A_i − A_j) + (B_j − B_i), and neither "
+        "bracket is negative.",
         hints=(
-            "First the means per step over the choosing half, values[:, chooser].mean(1); where is the largest?",
+            "First the means per step over the choosing half, values[:, chooser].mean(1). Where's the largest?",
             "Then two means of that one row: over the tasks in chooser, and over the tasks in ~chooser.",
         ),
     ),
