@@ -15,7 +15,6 @@ from maml_edu.hessian_vector import hvp, value_and_gradient
 from maml_edu.meta_gradient import adapt
 from maml_edu.tasks import Loss, Params, TaskBatch, all_examples, expand_over_tasks
 
-
 # ---------------------------------------------------------------- MAML with one thing changed
 
 
