@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maml_edu.diagnosis.known_mistakes import Problem
+from maml_edu.diagnosis.problems import Problem
 from maml_edu.meta_gradient import MetaGradient
 from maml_edu.step_sizes import Alpha
 from maml_edu.tasks import Params, TaskBatch

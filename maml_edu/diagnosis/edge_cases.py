@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maml_edu.diagnosis.checked_call import Diagnosis, GradientFunction, NoAnswer, call
 from maml_edu.diagnosis.explanation import TOLERANCE, distance, exact_gradient, mean_gradient
-from maml_edu.diagnosis.known_mistakes import Problem
+from maml_edu.diagnosis.problems import Problem
 from maml_edu.diagnosis.training_steps import WrappedStep
 from maml_edu.hessian_vector import hvp, value_and_gradient
 from maml_edu.meta_gradient import adapt, maml

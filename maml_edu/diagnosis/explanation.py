@@ -9,16 +9,8 @@ import torch
 from torch import Tensor
 
 from maml_edu.diagnosis.checked_call import Diagnosis
-from maml_edu.diagnosis.known_mistakes import (
-    NUMBERS,
-    Factor,
-    Hypothesis,
-    Problem,
-    hypotheses,
-    inverse,
-    nothing_kept,
-    recursion,
-)
+from maml_edu.diagnosis.known_mistakes import NUMBERS, hypotheses, inverse, nothing_kept, recursion
+from maml_edu.diagnosis.problems import Factor, Hypothesis, Problem
 from maml_edu.tasks import Params, mean_over_tasks
 
 TOLERANCE = 1e-6  # of the whole gradient's length; leaves room for Hessian-vector products by finite differences

@@ -1,4 +1,4 @@
-"""What `diagnose` tries a meta-gradient function on, and what it might compute there: MAML with one thing changed.
+"""What a meta-gradient function might compute on the problems of `diagnose`: MAML with one thing changed.
 
 Every hypothesis gives one gradient per task, so that the comparison can also find out how the tasks were weighed.
 """
@@ -6,76 +6,14 @@ Every hypothesis gives one gradient per task, so that the comparison can also fi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from maml_edu.diagnosis.problems import Factor, Hypothesis, PerTask, Problem
 from maml_edu.hessian_vector import hvp, value_and_gradient
 from maml_edu.meta_gradient import adapt
-from maml_edu.models import Apply, mlp, mse
 from maml_edu.tasks import Loss, Params, TaskBatch, all_examples, expand_over_tasks
-
-
-class Problem(NamedTuple):
-    """What a meta-gradient function is called with, the number of outputs, and what may go wrong here only."""
-
-    loss: Loss
-    theta: Params
-    batch: TaskBatch
-    alpha: float
-    steps: int
-    outputs: int
-    suspicions: tuple[Hypothesis, ...] = ()
-
-
-PerTask = Callable[[Problem], Params]  # one gradient for each task of a problem, [T, …]
-Factor = Callable[[Problem], float]
-
-
-class Hypothesis(NamedTuple):
-    """What a function may compute: its verdict, the same in words, and the gradient of every task."""
-
-    verdict: str
-    words: str
-    per_task: PerTask
-
-
-def problems(apply: Apply | None = None, suspicions: tuple[Hypothesis, ...] = ()) -> list[Problem]:
-    """Tasks, examples, outputs, α and K differ from problem to problem and from each other.
-
-    apply(params, x): another network with the parameters of `mlp((2, 5, outputs), "tanh")`. The last problem is for
-    functions that pass the others: the sizes of the second, other numbers, and gradients of length 10 and more.
-    """
-    numbers = ((5, 6, 4, 3, 0.4, 1), (3, 8, 5, 2, 0.3, 2), (2, 4, 7, 4, 0.5, 3))  # T, support, query, outputs, α, K
-    ordinary = [_problem(seed, *row, apply, suspicions) for seed, row in enumerate(numbers)]
-    last = _problem(9, 3, 8, 5, 2, 0.01, 2, apply, suspicions)
-    batch = last.batch._replace(support_y=50 * last.batch.support_y, query_y=50 * last.batch.query_y)
-    return [*ordinary, last._replace(batch=batch)]
-
-
-def _problem(
-    seed: int,
-    tasks: int,
-    support: int,
-    query: int,
-    outputs: int,
-    alpha: float,
-    steps: int,
-    apply: Apply | None,
-    suspicions: tuple[Hypothesis, ...],
-) -> Problem:
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    model = mlp((2, 5, outputs), "tanh", generator, torch.float64)
-    theta = {name: p + 0.5 * normal(*p.shape) for name, p in model.theta.items()}  # no entry is zero, biases included
-    x, y = normal(tasks, support + query, 2), normal(tasks, support + query, outputs)
-    batch = TaskBatch(x[:, :support], y[:, :support], x[:, support:], y[:, support:])
-    return Problem(mse(apply or model.apply), theta, batch, alpha, steps, outputs, suspicions)
-
 
 # ---------------------------------------------------------------- MAML with one thing changed
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from maml_edu.diagnosis.known_mistakes import Hypothesis, PerTask, Problem, problems
+from maml_edu.diagnosis.problems import Hypothesis, PerTask, Problem, problems, squared_error
+from maml_edu.learner import TaskLoss
 from maml_edu.tasks import Loss, Params, TaskBatch
 
 TrainingStep = Callable[[nn.Module, TaskBatch, float, int], object]  # what it returns is not used
@@ -21,6 +22,7 @@ class WrappedStep:
 
     training_step: TrainingStep
     batch_norm: bool
+    task_loss: TaskLoss
 
     def __call__(
         self, loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: int
@@ -52,18 +54,39 @@ class WrappedStep:
     @property
     def make_problems(self) -> Callable[[], list[Problem]]:
         """What makes the problems for it to be tried on."""
-        return _with_batch_norm if self.batch_norm else problems
+        return _Problems(self.batch_norm, self.task_loss)
 
 
-def from_training_step(training_step: TrainingStep, batch_norm: bool = False) -> WrappedStep:
+def from_training_step(
+    training_step: TrainingStep, batch_norm: bool = False, loss: TaskLoss = nn.functional.mse_loss
+) -> WrappedStep:
     """training_step(net, batch, alpha, steps), which leaves the meta-gradient in `.grad`, as a function for `diagnose`.
 
     net: Linear(2, 5), Tanh, Linear(5, outputs) in float64, in training mode, with `.grad` None everywhere; batch: a
-    `TaskBatch` [T, n, …] of regression tasks, on which the step takes the mean squared error, `mse_loss`.
+    `TaskBatch` [T, n, …]. loss(prediction, target): what the step takes as the mean loss of a task, such as
+    `torch.nn.functional.cross_entropy`; the batch has integer labels if the loss takes them, real targets otherwise.
     The step ends before the optimiser's. With batch_norm there is a BatchNorm1d without weight and bias behind the
-    first layer, and the meta-gradient meant is that of batch statistics everywhere.
+    first layer, and the meta-gradient meant is that of batch statistics everywhere. Raises TypeError for a loss that
+    isn't callable.
     """
-    return WrappedStep(training_step, batch_norm)
+    if not callable(loss):
+        raise TypeError(
+            f"loss is a {type(loss).__name__}; pass the function itself, such as torch.nn.functional.cross_entropy"
+        )
+    return WrappedStep(training_step, batch_norm, squared_error if loss is nn.functional.mse_loss else loss)
+
+
+@dataclass(frozen=True)
+class _Problems:
+    """Makes the problems; equal for equal choices, so that what is known about them is computed once."""
+
+    batch_norm: bool
+    task_loss: TaskLoss
+
+    def __call__(self) -> list[Problem]:
+        if self.batch_norm:
+            return problems(_normalised, self.task_loss, _SUSPICIONS)
+        return problems(task_loss=self.task_loss)
 
 
 def _net(theta: Params, batch_norm: bool) -> nn.Sequential:
@@ -79,10 +102,6 @@ def _net(theta: Params, batch_norm: bool) -> nn.Sequential:
 
 def _linear_layers(net: nn.Sequential) -> list[nn.Linear]:
     return [part for part in net if isinstance(part, nn.Linear)]
-
-
-def _with_batch_norm() -> list[Problem]:
-    return problems(_normalised, _SUSPICIONS)
 
 
 # ---------------------------------------------------------------- batch norm, and what goes wrong with it
@@ -106,13 +125,13 @@ def _with_running_statistics(everywhere: bool, exact: bool) -> PerTask:
         for x, y, query_x, query_y in zip(*p.batch):
             params = theta
             for _ in range(p.steps):
-                loss = (_normalised(params, x, running if everywhere else None) - y).square().mean()
+                loss = p.task_loss(_normalised(params, x, running if everywhere else None), y)
                 g = torch.autograd.grad(loss, list(params.values()), create_graph=exact, materialize_grads=True)
                 if not everywhere:
                     h = (x @ params["w1"] + params["b1"]).detach()
                     running = (0.9 * running[0] + 0.1 * h.mean(0), 0.9 * running[1] + 0.1 * h.var(0))
                 params = {n: t - p.alpha * step for (n, t), step in zip(params.items(), g)}
-            loss = (_normalised(params, query_x, running) - query_y).square().mean()
+            loss = p.task_loss(_normalised(params, query_x, running), query_y)
             gradients.append(torch.autograd.grad(loss, list(theta.values()), materialize_grads=True))
         return {name: torch.stack(each) for name, each in zip(theta, zip(*gradients))}
 

@@ -5,16 +5,19 @@ that no two mistakes give the same answer on all three. What comes back is compa
 with about a hundred wrong ones: another order, another place of the Hessian, other data, another α, tasks mixed, …
 """
 
+import torch
+
 from maml_edu.diagnosis.checked_call import Diagnosis, GradientFunction, NoAnswer, call
 from maml_edu.diagnosis.edge_cases import beyond_the_ordinary, ignores_an_argument, on_other_numbers
 from maml_edu.diagnosis.explanation import distance, explain, problems_of
-from maml_edu.diagnosis.known_mistakes import problems as default_problems
+from maml_edu.diagnosis.problems import problems as default_problems
 from maml_edu.diagnosis.training_steps import WrappedStep
 
 VERDICTS = {
     "exact": "the exact meta-gradient",
     "first-order": "the Hessian terms are missing",
     "cut": "the graph is cut at some inner steps",
+    "compiled": "torch.compile takes the graph away from a gradient",
     "at-theta": "the query gradient is taken at θ, not at φ",
     "joint": "no adaptation: the gradient at θ on support and query together",
     "reptile": "the difference θ − φ",
@@ -55,6 +58,23 @@ def diagnose(meta_gradient_function: GradientFunction) -> Diagnosis:
     The verdict is "exact" only if the result is the exact meta-gradient to 1e-6 on every problem. Otherwise it is one
     of `VERDICTS`; "unknown" says how far off it is. Never raises because of what the function does.
     """
+    diagnosis = _diagnose(meta_gradient_function)
+    if diagnosis.verdict == "exact":
+        return diagnosis
+    with torch.compiler.set_stance("force_eager"):  # what is compiled runs as it is written
+        uncompiled = _diagnose(meta_gradient_function)
+    if uncompiled.verdict == diagnosis.verdict or _diagnose(meta_gradient_function).verdict != diagnosis.verdict:
+        return diagnosis  # it isn't compiled, or it changes from call to call anyway
+    return Diagnosis(
+        "compiled",
+        "torch.compile changes the answer. A compiled loss gives a gradient that has lost its own graph, so "
+        "create_graph=True has nothing to keep. Compile the whole meta-gradient instead: "
+        f"torch.compile(torch.func.grad(outer)). As it is now: {diagnosis.explanation} Without torch.compile: "
+        f"{uncompiled.explanation}",
+    )
+
+
+def _diagnose(meta_gradient_function: GradientFunction) -> Diagnosis:
     wrapped = meta_gradient_function if isinstance(meta_gradient_function, WrappedStep) else None
     make_problems = wrapped.make_problems if wrapped else default_problems
     *problems, last = problems_of(make_problems)
