@@ -9,11 +9,10 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
-from maml_edu.figures import nb00_start_here
 from maml_edu.figures import live_sliders as start
-from maml_edu.figures import style
-from maml_edu.figures.nb00_start_here import course_map, read_course
+from maml_edu.figures import nb00_start_here, style
 from maml_edu.figures.live_sliders import playground
+from maml_edu.figures.nb00_start_here import course_map, read_course
 
 PNG = b"\x89PNG"
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "00_start_here.ipynb"

@@ -120,9 +120,7 @@ _NO_LOOP = (
     "your function hands the loss one task at a time. Give θ a task axis, `p.expand(T, *p.shape)`, and call the loss "
     "for all tasks at once"
 )
-_NO_MEAN = (
-    "your function returns one number. Return one query loss per task, shape [T]; the outer loop takes the mean"
-)
+_NO_MEAN = "your function returns one number. Return one query loss per task, shape [T]; the outer loop takes the mean"
 _NO_GRAPH = (
     "the losses have no graph, so `backward` can't reach θ. Don't use `adapt` or `detach` here; take the inner "
     "gradient with `create_graph=True`"
