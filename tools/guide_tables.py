@@ -51,7 +51,7 @@ PLANS = {
         ("04", 3, None, ""),
         ("05", 1, None, ""),
         ("05", 2, 5, "exercise 5.1"),
-        ("05", 6, 10, "exercise 5.3"),
+        ("05", 6, None, ""),
     ],
 }
 # Four weeks of 90 minutes: per week the notebooks, and which of their sections are for the class.
@@ -59,7 +59,7 @@ UNIT = [
     {"00": (1, 2, 3, 4), "01": (1, 2, 3, 4, 5, 6), "02": (2, 3, 4)},
     {"03": (1, 2, 3, 5, 6), "04": (1, 2, 3)},
     {"05": (1, 2, 3, 6), "06": (1, 2, 3, 4)},
-    {"07": (1, 2, 3, 6, 7), "08": (3, 5)},
+    {"07": (1, 2, 3, 6, 7), "08": (2, 3, 6)},
 ]
 # Each elective in a class of 50 minutes: these sections; the others at home.
 ELECTIVES = {
