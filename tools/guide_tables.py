@@ -157,7 +157,8 @@ def machine_table():
     shared = stored["kernels"]["imports only"]["shared_mib"]
     lines += [
         "",
-        f"Of each kernel's memory about {shared} MiB are pages of library files; a machine holds them once for all.",
+        f"About {shared} MiB of each kernel's memory are pages of library files, and a machine holds those once for "
+        "everybody.",
     ]
     where = stored["provenance"]
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
