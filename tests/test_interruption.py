@@ -200,7 +200,9 @@ def test_saving_at_the_end_cannot_be_interrupted(times, tmp_path, monkeypatch):
     assert_same(load_checkpoint(tmp_path / "run.pt")[0], partial)
 
 
-def test_afterwards_signals_mean_what_they_did(tmp_path):
+def test_afterwards_signals_mean_what_they_did(request):
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, earlier))
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     run(interrupted(signal.SIGINT, 2))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -1,5 +1,7 @@
 """Five invented characters, drawn twice, and a drawing that has something of two of them."""
 
+__all__ = ["BETWEEN", "FIRST", "SECOND"]
+
 # A drawing is a tuple of strokes, a stroke its points "x,y", in pixels of a board 105 wide; y grows downwards.
 
 FIRST: tuple[tuple[str, ...], ...] = (
