@@ -25,7 +25,7 @@ __all__ = [
     "share_chart",
     "show_results",
     "show_summaries",
-    "two_networks",
+    "steps_on_a_line",
 ]
 
 LABELS = {
@@ -171,7 +171,7 @@ def adaptation_slider(
     explore(draw, steps, "inner step", alt, stills=[steps[i] for i in stills])
 
 
-def two_networks(
+def steps_on_a_line(
     x: Tensor, truth: Tensor, support: tuple[Tensor, Tensor], curves: Mapping[str, Mapping[int, Tensor]]
 ) -> Picture:
     """What two networks make of points that lie on a straight line. curves: method -> step -> values at x."""

@@ -15,7 +15,7 @@ from maml_edu.evaluation import StepScore
 from maml_edu.figures.style import COLOURS, STYLES, Picture, apply_style, line, new_axes
 from maml_edu.tasks import TaskBatch
 
-__all__ = ["accuracy_by_step", "deals", "leaking_scores", "quiz", "transduction_table"]
+__all__ = ["accuracies_of_starts", "deals", "leaking_scores", "quiz", "transduction_table"]
 
 _GAP = 0.14  # between pictures, in picture widths
 _SIDE_BY_SIDE = 8  # more classes than these get a row of their own
@@ -124,7 +124,7 @@ def _framed(ax: Axes, column: float, row: float, picture: Tensor, side: str) -> 
 # ---------------------------------------------------------------- scores
 
 
-def accuracy_by_step(
+def accuracies_of_starts(
     scores: Mapping[str, Sequence[StepScore]], pixels: Interval, chance: float, source: str
 ) -> Picture:
     """Test accuracy after 0, 1, 2 … inner steps with 95 % intervals, by where the inner loop starts.
