@@ -14,7 +14,7 @@ class TaskBatch(NamedTuple):
     """T tasks at once; the task axis is always the first.
 
     support_x [T, n, …], support_y [T, n, …]: what a task may adapt to.
-    query_x [T, m, …], query_y [T, m, …]: what the adapted parameters are judged on.
+    query_x [T, m, …], query_y [T, m, …]: what the adapted parameters are scored on.
     """
 
     support_x: Tensor

@@ -67,3 +67,15 @@ def test_notebooks_and_registry_agree():
                     assert int(number.split(".")[0]) == int(path.name[:2]), f"exercise {number} stands in {path.name}"
                     headed[number] = title
     assert headed == {number: exercise.title for number, exercise in registry().items()}
+
+
+@pytest.mark.parametrize("answer", [{"A", "B"}, {"b", "a"}, "AB", "b, a", ["A", "B"], ("b", "A"), frozenset("ab")])
+def test_a_set_of_letters_in_any_case_and_form(answer, capsys):
+    check("6.2", answer)
+    assert capsys.readouterr().out.startswith("Exercise 6.2: correct.")
+
+
+def test_a_wrong_set_of_letters_is_printed_in_order(capsys):
+    check("6.2", {"d", "a"})
+    out = capsys.readouterr().out
+    assert "{'a', 'd'}" in out and "B belongs to it" in out and "D doesn't" in out and "C doesn't" not in out

@@ -1,6 +1,6 @@
 """Comparing a student's answer with the expected one: structure and shape before values."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +56,8 @@ def _kind(value: object) -> str:
         return "a dict"
     if isinstance(value, (tuple, list)):
         return "a tuple or list"
+    if isinstance(value, (set, frozenset)):
+        return "a set"
     if isinstance(value, str):
         return "a string"
     if isinstance(value, (bool, np.bool_)) or (
@@ -70,7 +72,9 @@ def _kind(value: object) -> str:
 
 
 def _as_sequence(yours: Any, expected: Any) -> Any:
-    """A tensor or array given for a tuple or list is read entry by entry."""
+    """A tensor or array given for a tuple or list is read entry by entry; letters given for a set of letters too."""
+    if isinstance(expected, (set, frozenset)) and isinstance(yours, (str, tuple, list)):
+        return {letter for letter in yours if letter not in " ,"}
     if isinstance(expected, (tuple, list)) and isinstance(yours, (Tensor, np.ndarray)) and yours.ndim:
         return list(yours)
     return yours
@@ -132,9 +136,21 @@ def _compare_values(
     if kind == "a string":
         same = yours.strip().casefold() == expected.strip().casefold()
         return None if same else Difference(place, "", repr(yours), repr(expected))
+    if kind == "a set":
+        same = _in_one_case(yours) == _in_one_case(expected)
+        return None if same else Difference(place, "", _listed(yours), _listed(expected))
     if kind == "True or False":
         return None if bool(yours) == bool(expected) else Difference(place, "", bool(yours), bool(expected))
     return None if yours is expected or yours == expected else Difference(place, "", yours, expected)
+
+
+def _in_one_case(letters: Set[Any]) -> set[Any]:
+    return {letter.strip().casefold() if isinstance(letter, str) else letter for letter in letters}
+
+
+def _listed(letters: Set[Any]) -> str:
+    """In a fixed order: the order of a set of strings changes from process to process."""
+    return "{" + ", ".join(sorted(map(repr, letters))) + "}"
 
 
 def _compare_numbers(yours: Any, expected: Any, tolerance: float, place: str, floor: float) -> Difference | None:

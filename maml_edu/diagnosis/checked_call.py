@@ -82,6 +82,10 @@ def _why(message: str) -> str:
     for part, reason in (
         ("mutate a captured Tensor", ". Batch norm keeps running statistics: track_running_stats=False"),
         ("positional arguments but 5", ". Four arguments: is it a training step? Wrap it, from_training_step(…)"),
+        (
+            "'function' object has no attribute",
+            ". It was given the loss. Does it expect a module? A training step is wrapped, from_training_step(…)",
+        ),
         ("Dimension out of range", ". loss wants x and y with the task axis in front: x[None] for one task"),
         ("in-place operation", ". θ_{j+1} = θ_j − α∇L must be a new tensor: `p = p - alpha * g`, not `p -= alpha * g`"),
         (

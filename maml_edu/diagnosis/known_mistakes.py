@@ -35,7 +35,7 @@ def one(p: Problem) -> float:
 
 def recursion(
     inner: str = "support",  # which examples adapt
-    outer: str = "query",  # which examples judge
+    outer: str = "query",  # which examples the loss at φ is taken on
     curved: str | None = None,  # whose Hessian; by default that of the inner loss
     forward: Factor = one,  # the α that adapts, over the α given
     backward: Factor | None = None,  # the α that pulls back, over the α given; by default the same
@@ -234,13 +234,13 @@ def hypotheses() -> Iterator[Hypothesis]:
     # Adaptation
     for keep, kind in ((all_kept, ""), (nothing_kept, " And the Hessian terms are missing (first order).")):
         for words, inner, outer in (
-            ("the loss at φ is that of the support set, which φ has already seen: judge on the query set.",
+            ("the loss at φ is that of the support set, which φ has already seen: take the loss on the query set.",
              "support", "support"),
             ("support and query are exchanged.", "query", "support"),
-            ("φ is adapted to the query set: adapt to the support set, judge on the query set.", "query", "query"),
+            ("φ is adapted to the query set: adapt to the support set; query is for the loss.", "query", "query"),
             ("φ is adapted to support and query together: the query set must stay unseen.", "both", "query"),
-            ("φ is adapted to support and query together, and judged on both.", "both", "both"),
-            ("φ is judged on support and query together.", "support", "both"),
+            ("φ is adapted to support and query together, and so is the loss taken.", "both", "both"),
+            ("the loss at φ is taken on support and query together.", "support", "both"),
         ):  # fmt: skip
             yield Hypothesis("data", words + kind, recursion(inner, outer, keep=keep))
         for words, steps in (

@@ -145,6 +145,6 @@ _SUSPICIONS = tuple(
         "training mode, with track_running_stats=False." + ("" if exact else " And the Hessian terms are missing."),
         _with_running_statistics(everywhere, exact),
     )
-    for everywhere, where in ((False, "the query set is judged with"), (True, "support and query are seen with"))
+    for everywhere, where in ((False, "the query loss is taken with"), (True, "support and query are seen with"))
     for exact in (True, False)
 )

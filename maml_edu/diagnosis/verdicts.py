@@ -6,10 +6,12 @@ with about a hundred wrong ones: another order, another place of the Hessian, ot
 """
 
 import torch
+from torch import Tensor
 
 from maml_edu.diagnosis.checked_call import Diagnosis, GradientFunction, NoAnswer, call
 from maml_edu.diagnosis.edge_cases import beyond_the_ordinary, ignores_an_argument, on_other_numbers
 from maml_edu.diagnosis.explanation import distance, explain, problems_of
+from maml_edu.diagnosis.problems import Problem
 from maml_edu.diagnosis.problems import problems as default_problems
 from maml_edu.diagnosis.training_steps import WrappedStep
 
@@ -59,19 +61,47 @@ def diagnose(meta_gradient_function: GradientFunction) -> Diagnosis:
     of `VERDICTS`; "unknown" says how far off it is. Never raises because of what the function does.
     """
     diagnosis = _diagnose(meta_gradient_function)
-    if diagnosis.verdict == "exact":
+    if diagnosis.verdict == "exact" or not _changed_by_compilation(meta_gradient_function):
         return diagnosis
-    with torch.compiler.set_stance("force_eager"):  # what is compiled runs as it is written
+    with torch.compiler.set_stance("force_eager"):
         uncompiled = _diagnose(meta_gradient_function)
-    if uncompiled.verdict == diagnosis.verdict or _diagnose(meta_gradient_function).verdict != diagnosis.verdict:
-        return diagnosis  # it isn't compiled, or it changes from call to call anyway
     return Diagnosis(
         "compiled",
         "torch.compile changes the answer. A compiled loss gives a gradient that has lost its own graph, so "
         "create_graph=True has nothing to keep. Compile the whole meta-gradient instead: "
-        f"torch.compile(torch.func.grad(outer)). As it is now: {diagnosis.explanation} Without torch.compile: "
-        f"{uncompiled.explanation}",
+        f"torch.compile(torch.func.grad(outer)). Without torch.compile: {uncompiled.explanation} With it: "
+        f"{diagnosis.explanation}",
     )
+
+
+def _changed_by_compilation(meta_gradient_function: GradientFunction) -> bool:
+    """Does the function answer otherwise where compiled code runs as it is written, on any problem?
+
+    A function that answers differently from call to call doesn't count: it must come back to its first answer.
+    """
+    wrapped = isinstance(meta_gradient_function, WrappedStep)
+    make_problems = meta_gradient_function.make_problems if wrapped else default_problems
+    for problem in problems_of(make_problems)[:-1]:
+        compiled = _answer(meta_gradient_function, problem)
+        with torch.compiler.set_stance("force_eager"):
+            as_written = _answer(meta_gradient_function, problem)
+        if not _same(compiled, as_written):
+            return _same(compiled, _answer(meta_gradient_function, problem))
+    return False
+
+
+def _answer(meta_gradient_function: GradientFunction, problem: Problem) -> Tensor | str:
+    """The gradient [D], or the verdict if there is none."""
+    try:
+        return call(meta_gradient_function, problem).flat
+    except NoAnswer as error:
+        return error.diagnosis.verdict
+
+
+def _same(one: Tensor | str, two: Tensor | str) -> bool:
+    if isinstance(one, str) or isinstance(two, str):
+        return isinstance(one, str) and isinstance(two, str) and one == two
+    return distance(one, two) <= 1e-9
 
 
 def _diagnose(meta_gradient_function: GradientFunction) -> Diagnosis:

@@ -1,5 +1,7 @@
 """Exercises of notebook 06: is it really MAML?"""
 
+import functools
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -51,21 +53,32 @@ def who_is_fomaml() -> set[str]:
     return {"A", "B"}
 
 
+WHAT_THEY_ARE = {
+    "A": "A belongs to it: without graph=True the inner gradients are constants, so dφ/dθ is the identity.",
+    "B": "B belongs to it: its graph is kept, but `.data` hides the step from autograd. What is left of φ(θ) is the "
+    "clone, and the derivative of a clone is the identity.",
+    "C": "C doesn't: `phi = theta` is the same dict, so θ itself moves, and the second task starts where the first one "
+    "ended. Only its first task has FOMAML's gradient.",
+    "D": "D doesn't: it detaches the wrong factor. θ is cut and the gradient is kept, so the Jacobian of a step is −αH "
+    "instead of I.",
+}
+
+
+def _wrong_sets() -> dict[str, Callable[[], set[str]]]:
+    """Every other set of the four letters, and what is wrong with it: a sentence for each letter."""
+    chosen = (set(letters) for size in range(5) for letters in itertools.combinations("ABCD", size))
+    wrong = [letters for letters in chosen if letters != who_is_fomaml()]
+    return {
+        " ".join(WHAT_THEY_ARE[letter] for letter in sorted(letters ^ who_is_fomaml())): functools.partial(set, letters)
+        for letters in wrong
+    }
+
+
 WHO = Exercise(
     number="6.2",
     title="who is FOMAML?",
     reference=who_is_fomaml,
-    mistakes={
-        "C takes FOMAML's gradient at φ for its first task only: `phi = theta` is the same dict, so θ itself moves, "
-        "and the second task starts where the first one ended.": lambda: {"A", "B", "C"},
-        "B as well: its graph is kept, but `.data` hides the step from autograd. What is left of φ(θ) is the clone, "
-        "and the derivative of a clone is the identity.": lambda: {"A"},
-        "A as well: without graph=True the inner gradients are constants, so dφ/dθ is the identity.": lambda: {"B"},
-        "Not D. It detaches the wrong factor: θ is cut and the gradient is kept, so the Jacobian of a step is −αH "
-        "instead of I.": lambda: {"A", "B", "D"},
-        "D keeps −αH where FOMAML keeps I, and C moves θ. Look at A and B again.": lambda: {"D"},
-        "Neither C nor D: C moves θ, D loses the identity.": lambda: {"A", "B", "C", "D"},
-    },
+    mistakes=_wrong_sets(),
     hints=(
         "Ask of every suspect: along which paths does φ depend on θ, as far as autograd can see?",
         "In θ_{j+1} = θ_j − α∇L there are two paths to θ_j: the first term, whose derivative is I, and the second, "
