@@ -57,7 +57,13 @@ def distances(shares: Mapping[str, float], none: str) -> Picture:
     ax.barh(names, list(shares.values()), color=colours, height=0.6, alpha=0.75)
     ax.axvline(shares[none], color=COLOURS["fomaml"], linestyle="--", linewidth=1.2)
     for row, share in enumerate(shares.values()):
-        ax.text(share, row, f" {share:.0%}", va="center")
+        ax.text(
+            share + 0.01 * max(shares.values()),
+            row,
+            f"{share:.0%}",
+            va="center",
+            bbox=dict(fc="white", ec="none", pad=1),
+        )
     ax.invert_yaxis()
     ax.set(xlabel="distance from the exact gradient, over its length", xlim=(0, 1.15 * max(shares.values())))
     ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
