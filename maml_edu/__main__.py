@@ -51,7 +51,7 @@ def _run(config: "Config") -> int:
         from maml_edu.classroom.handouts import write_handout
 
         written = write_handout(config.out, config.notebooks, config.solutions)
-        say(f"wrote {len(written)} notebooks to {config.out}{', solved' if config.solutions else ''}")
+        say(f"wrote {len(written)} {'solved ' if config.solutions else ''}notebooks to {config.out}")
     elif config.command == "slides":
         from maml_edu.classroom.slides import write_slides
 

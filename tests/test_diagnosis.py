@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import functools
 import math
 import sys
 from pathlib import Path
@@ -258,6 +259,7 @@ def test_verdict_and_words(case):
 
 def test_every_verdict_is_listed_and_can_be_reached():
     reached = {verdict for _, verdict, _ in CASES.values()}
+    reached |= {verdict for _, verdict, _ in STEPS_IN_THE_WILD.values()}
     reached |= {*EXPECTED.values(), *EXPECTED_STEPS.values(), *EXPECTED_WITH_BATCH_NORM.values()}
     assert reached | {"tasks-mixed"} == set(VERDICTS)
 
@@ -274,6 +276,51 @@ def test_tasks_mixed(exact):
         return dict(zip(theta, torch.autograd.grad(total, list(theta.values()))))
 
     assert diagnose(chained).verdict == "tasks-mixed"
+
+
+def stale_step(net, batch, alpha, steps, graph=True):
+    """Calls the network itself in the inner loop, so that every step sees θ."""
+    for x_s, y_s, x_q, y_q in zip(*batch):
+        fast = dict(net.named_parameters())
+        for _ in range(steps):
+            support_loss = torch.nn.functional.mse_loss(net(x_s), y_s)
+            g = torch.autograd.grad(support_loss, list(net.parameters()), create_graph=graph)
+            fast = {name: p - alpha * d for (name, p), d in zip(fast.items(), g)}
+        query = torch.func.functional_call(net, fast, x_q)
+        (torch.nn.functional.mse_loss(query, y_q) / len(batch.support_x)).backward()
+
+
+def copied_back(net, batch, alpha, steps, clears=False):
+    """Trains a copy and adds its gradients to the network's own."""
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    for x_s, y_s, x_q, y_q in zip(*batch):
+        learner = copy.deepcopy(net)
+        inner = torch.optim.SGD(learner.parameters(), lr=alpha)
+        for _ in range(steps):
+            inner.zero_grad()
+            torch.nn.functional.mse_loss(learner(x_s), y_s).backward()
+            inner.step()
+        if clears:
+            inner.zero_grad()
+        torch.nn.functional.mse_loss(learner(x_q), y_q).backward()
+        for p, q in zip(net.parameters(), learner.parameters()):
+            p.grad += q.grad / len(batch.support_x)
+
+
+STEPS_IN_THE_WILD = {
+    "stale": (stale_step, "stale", "gradient at θ_j"),
+    "stale, first order": (functools.partial(stale_step, graph=False), "stale", "first order"),
+    "copied back": (copied_back, "data", "zero_grad() before"),
+    "copied back, cleared": (functools.partial(copied_back, clears=True), "first-order", "FOMAML"),
+}
+
+
+@pytest.mark.parametrize("case", STEPS_IN_THE_WILD)
+def test_training_steps_as_people_write_them(case):
+    step, verdict, words = STEPS_IN_THE_WILD[case]
+    diagnosis = diagnose(from_training_step(step))
+    assert diagnosis.verdict == verdict and words in diagnosis.explanation, diagnosis
 
 
 def test_what_a_step_leaves_behind(suspects):

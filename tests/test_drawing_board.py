@@ -46,8 +46,8 @@ def test_stored_drawings_are_as_large_and_as_dark_as_those_of_omniglot():
 
 
 def test_the_verdict_names_what_it_cannot_rule_out():
-    assert verdict(torch.tensor([0.05, 0.95])) == "It's number 2, with 95 %."
-    assert verdict(torch.tensor([0.999, 0.001])) == "It's number 1, with over 99 %."
+    assert verdict(torch.tensor([0.05, 0.95])) == "It's number 2 (95 %)."
+    assert verdict(torch.tensor([0.999, 0.001])) == "It's number 1 (over 99 %)."
     assert "can't rule out number 1 (30 %)" in verdict(torch.tensor([0.3, 0.7]))
 
 

@@ -78,4 +78,4 @@ def test_a_set_of_letters_in_any_case_and_form(answer, capsys):
 def test_a_wrong_set_of_letters_is_printed_in_order(capsys):
     check("6.2", {"d", "a"})
     out = capsys.readouterr().out
-    assert "{'a', 'd'}" in out and "B belongs to it" in out and "D doesn't" in out and "C doesn't" not in out
+    assert "{'a', 'd'}" in out and "B belongs in" in out and "D doesn't" in out and "C doesn't" not in out

@@ -54,8 +54,8 @@ def with_a_hessian(hessian):
     [
         (finite_difference, "away from θ"),
         (task_by_task, "one task at a time"),
-        (with_a_hessian(torch.autograd.functional.hessian), "a whole Hessian inside"),
-        (with_a_hessian(lambda f, w: torch.func.hessian(f)(w)), "a whole Hessian inside"),
+        (with_a_hessian(torch.autograd.functional.hessian), "computes a whole Hessian"),
+        (with_a_hessian(lambda f, w: torch.func.hessian(f)(w)), "computes a whole Hessian"),
         (forward_over_reverse, "Clone each parameter"),
     ],
 )

@@ -45,8 +45,8 @@ def test_yours_is_the_learners_function_only_if_the_check_accepts_it(capsys):
     assert yours("1.2", lambda loss, theta, batch, alpha, steps: loss(theta, batch.query_x, batch.query_y)) is reference
     assert capsys.readouterr().out.splitlines() == [
         "From here on, your 1.2 runs.",
-        "From here on, the reference for 1.2 runs: yours isn't written yet.",
-        "From here on, the reference for 1.2 runs: yours doesn't pass its check yet.",
+        "From here on, the notebook runs our 1.2, because yours isn't written yet.",
+        "From here on, the notebook runs our 1.2, because yours doesn't pass its check yet.",
     ]
     with pytest.raises(ValueError, match="no exercise 77.7 that asks for a function"):
         yours("77.7", mine)

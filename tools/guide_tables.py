@@ -26,9 +26,11 @@ PLANS = {
     90: [
         *FIRST_HOUR,
         ("02", 3, None, ""),
+        ("02", 5, 6, "exercises 2.2, 2.3"),
+        ("02", 6, None, ""),
         ("02", 7, 4, "exercise 2.4"),
-        ("03", 5, None, ""),
-        ("03", 6, None, ""),
+        ("03", 2, 6, "exercise 3.1"),
+        ("04", 1, 6, "exercise 4.1"),
         ("04", 2, None, ""),
     ],
     180: [
@@ -41,16 +43,19 @@ PLANS = {
         ("01", 8, None, ""),
         ("02", 2, None, ""),
         ("02", 3, None, ""),
+        ("02", 5, 6, "exercises 2.2, 2.3"),
         ("02", 6, None, ""),
         ("02", 7, None, ""),
         ("break", 0, 15, ""),
         ("03", 2, None, ""),
         ("03", 5, None, ""),
         ("03", 6, None, ""),
+        ("04", 1, 6, "exercise 4.1"),
         ("04", 2, None, ""),
         ("04", 3, None, ""),
         ("05", 1, None, ""),
         ("05", 2, 5, "exercise 5.1"),
+        ("05", 5, None, ""),
         ("05", 6, None, ""),
     ],
 }
@@ -142,6 +147,17 @@ def _ranges(numbers):
     return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs)
 
 
+def guesses_table():
+    """The answers as the stored notebooks print them, in the order of their letters."""
+    lines = ["| notebook | answers |", "|---|---|"]
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        cells = nbformat.read(path, as_version=4).cells
+        printed = "".join(o.get("text", "") for cell in cells for o in cell.get("outputs", []))
+        if answers := sorted(re.findall(r"(?m)^Guess \d+\.([a-z]+): it's (.+)\.$", printed)):
+            lines.append(f"| {path.name[:2]} | {', '.join(f'{letter} **{answer}**' for letter, answer in answers)} |")
+    return "\n".join(lines) + "\n"
+
+
 def machine_table():
     """Measured by tools/measure_notebooks.py, and multiplied by the number of students."""
     stored = json.loads(MEASURED.read_text(encoding="utf-8"))
@@ -170,6 +186,7 @@ TABLES = {
     **{f"plan {length}": lambda length=length: plan_table(length) for length in PLANS},
     "unit": unit_table,
     "electives": electives_table,
+    "guesses": guesses_table,
     "machine": machine_table,
 }
 

@@ -85,7 +85,7 @@ def yours(number: str, function: Callable[..., Any]) -> Callable[..., Any]:
     if correct:
         print(f"From here on, your {number} runs.")
         return function
-    print(f"From here on, the reference for {number} runs: yours {YOURS_IS[correct]}.")
+    print(f"From here on, the notebook runs our {number}, because yours {YOURS_IS[correct]}.")
     return exercise.reference
 
 
@@ -106,7 +106,9 @@ def _verdict(exercise: Exercise, answer: object) -> tuple[bool | None, list[str]
         # A stub may raise NotImplementedError; an `...` left in the body ends in a TypeError that names it.
         if isinstance(error, NotImplementedError) or "ellipsis" in str(error):
             return None, [NOT_DONE]
-        return False, [f"your code raised {_first_line(error)}{_line_of(error)}"]
+        lost = ["The graph is lost on the way. Is create_graph=True set, and is nothing detached?"]
+        reason = lost if "does not require grad" in str(error) else []
+        return False, [f"your code raised {_first_line(error)}{_line_of(error)}", *reason]
     if any(_unwritten(output) for output in outputs):
         return None, [NOT_DONE]
 

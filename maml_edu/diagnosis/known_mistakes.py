@@ -13,7 +13,7 @@ from torch import Tensor
 from maml_edu.diagnosis.problems import Factor, Hypothesis, PerTask, Problem
 from maml_edu.hessian_vector import hvp, value_and_gradient
 from maml_edu.meta_gradient import adapt
-from maml_edu.tasks import Loss, Params, TaskBatch, all_examples, expand_over_tasks
+from maml_edu.tasks import Loss, Params, TaskBatch, all_examples, expand_over_tasks, plus
 
 # ---------------------------------------------------------------- MAML with one thing changed
 
@@ -82,6 +82,17 @@ def _difference(inner: str) -> PerTask:
     def per_task(p: Problem) -> Params:
         phi = adapt(p.loss, p.theta, *_examples(p.batch)[inner], p.alpha, p.steps)[-1]
         return {name: (p.theta[name] - phi[name]) / p.alpha for name in phi}
+
+    return per_task
+
+
+def _with_the_last_support_gradient() -> PerTask:
+    """∇L_q(φ) + ∇L_s(θ_{K−1}), per task."""
+
+    def per_task(p: Problem) -> Params:
+        path = adapt(p.loss, p.theta, *p.batch[:2], p.alpha, p.steps)
+        v = value_and_gradient(p.loss, path[-1], *p.batch[2:])[1]
+        return plus(v, value_and_gradient(p.loss, path[-2], *p.batch[:2])[1])
 
     return per_task
 
@@ -249,11 +260,24 @@ def hypotheses() -> Iterator[Hypothesis]:
             ("one inner step is taken, whatever `steps` says.", lambda K: 1),
         ):
             yield Hypothesis("steps", words + kind, recursion(keep=keep, steps=steps))
+        yield Hypothesis(
+            "stale",
+            "every inner step uses the gradient at θ. Step j needs the gradient at θ_j: call the network with the "
+            f"parameters that step j − 1 has made (functional_call), not with its own.{kind}",
+            recursion(keep=keep, steps=lambda K: 1, forward=lambda p: p.steps),
+        )
         for words, factor in _off_by():
             yield Hypothesis(
                 "alpha", f"the inner step size {words}. A sum for a mean, or the reverse, is the usual cause.{kind}",
                 recursion(keep=keep, forward=factor),
             )  # fmt: skip
+        if keep is nothing_kept:
+            yield Hypothesis(
+                "data",
+                "the support gradient of the last inner step is added to the query gradient: call zero_grad() before "
+                f"the query loss's backward().{kind}",
+                _with_the_last_support_gradient(),
+            )
         exact = keep is all_kept
         yield Hypothesis(
             "tasks-mixed",

@@ -26,6 +26,7 @@ VERDICTS = {
     "sign": "the whole gradient, or its Hessian terms, with the wrong sign",
     "alpha": "another step size than the one given",
     "steps": "another number of inner steps than the one given",
+    "stale": "every inner step uses the gradient at θ",
     "data": "support and query are mixed up",
     "hessian": "the Hessian of another loss, at another place, or in part",
     "order": "the inner steps are pulled back in the wrong order",
@@ -79,9 +80,8 @@ def _changed_by_compilation(meta_gradient_function: GradientFunction) -> bool:
 
     A function that answers differently from call to call doesn't count: it must come back to its first answer.
     """
-    wrapped = isinstance(meta_gradient_function, WrappedStep)
-    make_problems = meta_gradient_function.make_problems if wrapped else default_problems
-    for problem in problems_of(make_problems)[:-1]:
+    wrapped = meta_gradient_function if isinstance(meta_gradient_function, WrappedStep) else None
+    for problem in problems_of(wrapped.make_problems if wrapped else default_problems)[:-1]:
         compiled = _answer(meta_gradient_function, problem)
         with torch.compiler.set_stance("force_eager"):
             as_written = _answer(meta_gradient_function, problem)

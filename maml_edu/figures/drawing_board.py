@@ -74,8 +74,8 @@ def verdict(probability: Tensor) -> str:
     percent = [round(100 * p) for p in probability.tolist()]
     best, *others = sorted(range(len(percent)), key=percent.__getitem__, reverse=True)
     rivals = [f"number {i + 1} ({percent[i]} %)" for i in others if percent[i] >= 10]
-    answer = f"It's number {best + 1}, with {'over 99' if percent[best] == 100 else percent[best]} %."
-    return f"{answer} It can't rule out {' or '.join(rivals)}." if rivals else answer
+    answer = f"It's number {best + 1} ({'over 99' if percent[best] == 100 else percent[best]} %)."
+    return f"{answer} The network can't rule out {' or '.join(rivals)}." if rivals else answer
 
 
 def named(known: Sequence[Tensor], query: Tensor | None, probability: Tensor | None, ways: int = 5) -> Picture:
@@ -102,7 +102,13 @@ def _paper(ax: Axes, picture: Tensor | None, label: str, key: str) -> None:
 
 def _bar(ax: Axes, share: float, best: bool) -> None:
     ax.bar(0, share, width=0.6, color=COLOURS["maml" if best else "before"])
-    ax.text(0, share + 0.03, f"{100 * share:.0f} %", ha="center", fontweight="bold" if best else "normal")
+    ax.text(
+        0,
+        share + 0.03,
+        "> 99 %" if share > 0.995 else f"{100 * share:.0f} %",
+        ha="center",
+        fontweight="bold" if best else "normal",
+    )
     ax.set(xlim=(-0.5, 0.5), ylim=(0, 1.2))
     ax.axis("off")
 

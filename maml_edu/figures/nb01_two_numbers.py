@@ -74,7 +74,7 @@ def slices(amplitudes: Tensor, curves: Mapping[str, Tensor]) -> Picture:
         ax.plot(amplitudes, losses, label=name, **look)
         best = int(losses.nan_to_num(float("inf")).argmin())
         ax.plot(amplitudes[best], losses[best], "o", color=look["color"], markersize=9)
-    ax.set(xlabel="A, at p = π/2", ylabel="mean query loss", ylim=(0, 7.5))
+    ax.set(xlabel="amplitude A, with p = π/2", ylabel="mean query loss", ylim=(0, 7.5))
     legend_below(ax, 2)
     return Picture(figure, f"Curves against A, each with its minimum marked: {'; '.join(curves)}.")
 

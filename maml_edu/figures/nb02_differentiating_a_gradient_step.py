@@ -101,7 +101,7 @@ def forces_on_amplitude(amplitudes: Tensor, panels: Sequence[tuple[float, Tensor
         ax.plot(amplitudes, by_a, label="through the A of φ", **line("fomaml"))
         ax.plot(amplitudes, by_p, label="through the p of φ", **line("reptile"))
         ax.plot(amplitudes, by_a + by_p, label="their sum", **line("maml"))
-        ax.set(xlabel="A, at p = π/2", title=f"α = {alpha:g}", ylim=(-1.8, 3.5))
+        ax.set(xlabel="amplitude A, with p = π/2", title=f"α = {alpha:g}", ylim=(-1.8, 3.5))
     axes[0].set_ylabel("slope in A (below 0: turn A up)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return Picture(

@@ -205,7 +205,7 @@ def prices(off: Mapping[str, float]) -> Picture:
         ax.barh(row, value, color=COLOURS["fomaml"], height=0.6)
         ax.annotate(f"{value:.1f} %", (value, row), (6, 0), textcoords="offset points", va="center")
     ax.set_yticks(range(len(percent)), list(percent))
-    ax.set(xlim=(0, 1.18 * max(*percent.values(), 1.0)), xticks=[])
+    ax.set(xlim=(0, 1.18 * max(*percent.values(), 1.0)), xticks=[], xlabel="distance from the exact meta-gradient")
     ax.spines["bottom"].set_visible(False)
     ax.tick_params(length=0)
     ax.invert_yaxis()

@@ -37,13 +37,15 @@ _MARKERS = "osD^"
 def direction_slider(
     curvature: Sequence[float],
     centre: Sequence[float],
+    query_centre: Sequence[float],
     paths: Mapping[float, Tensor],
     gradients: Mapping[float, Mapping[str, Tensor]],
     degrees: Mapping[float, float],
 ) -> None:
     """A slider over α: the inner path [K+1, 2] on the support loss, and −gradient of MAML and FOMAML at θ.
 
-    Arrows have one length. What is shown of the plane depends on θ and the centre only.
+    A star marks the minimum of the query loss. Arrows have one length. What is shown of the plane depends on θ and
+    the centres only.
     """
 
     def draw(alpha: float, ax: Axes) -> None:
@@ -52,6 +54,7 @@ def direction_slider(
         x, y = np.meshgrid(*(np.linspace(-reach, reach, 60) + middle for middle in centre))
         value = 0.5 * (curvature[0] * (x - centre[0]) ** 2 + curvature[1] * (y - centre[1]) ** 2)
         ax.contour(x, y, value, levels=[0.1, 0.5, 1.2, 2.2], colors=COLOURS["support"], linewidths=0.9)
+        ax.plot(*query_centre, "*", color=COLOURS["query"], markersize=13, label="minimum of the query loss")
         ax.plot(*points.T, color=COLOURS["after"], marker=".", linewidth=1.3)
         for method in ("fomaml", "maml"):
             gradient = gradients[alpha][method]
@@ -63,14 +66,14 @@ def direction_slider(
             look: Look = {"textcoords": "offset points", "fontsize": 13, "color": COLOURS["after"]}
             ax.annotate("φ", tuple(points[-1]), xytext=(5, -3), **look)
         ax.set(
-            xlim=(centre[0] - reach, centre[0] + 0.25 * reach),
+            xlim=(centre[0] - reach, max(centre[0] + 0.25 * reach, query_centre[0] + 0.1 * reach)),
             ylim=(centre[1] - 0.4 * reach, centre[1] + reach),
             xlabel="θ₁ (flat)",
             ylabel="θ₂ (steep)",
             title=f"α = {alpha:g}: {degrees[alpha]:.0f}°",
         )
         ax.set_aspect("equal")
-        ax.legend(loc="upper right", handlelength=1.6)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, handlelength=1.6)
 
     text = "MAML's and FOMAML's directions start as one arrow; as α grows, FOMAML's turns away from MAML's"
     explore(draw, list(paths), "α", text)
@@ -171,7 +174,7 @@ def orbit_slider(paths: Mapping[float, Mapping[str, Tensor]], limit: float = 2.0
 def plane_fields(
     phases: Tensor, amplitudes: Tensor, losses: Tensor, points: Tensor, arrows: Mapping[str, Tensor], loop: Tensor
 ) -> Picture:
-    """Descent directions on the (phase, amplitude) plane, over the loss after one step, with a loop.
+    """Fields on the (phase, amplitude) plane, uphill, over the loss after one step, with a loop.
 
     points, loop: (A, p) in rows; arrows: [N, 2] in the same order.
     """
@@ -180,15 +183,15 @@ def plane_fields(
         ax.contour(
             phases, amplitudes, losses, levels=plane.levels_of(losses, count=9), colors="#AAAAAA", linewidths=0.9
         )
-        _field(ax, points.flip(1), -field.flip(1), method)
+        _field(ax, points.flip(1), field.flip(1), method)
         _loop(ax, loop.flip(1))
         plane.phase_axis(ax)
-        ax.set_title(f"downhill for {NAMES[method]}")
+        ax.set_title(f"uphill for {NAMES[method]}")
         ax.set_aspect("equal")
     axes[0].set_ylabel("amplitude A")
     return Picture(
         figure,
-        "Downhill arrows on the (phase, amplitude) plane, over the contours of the loss after one step. MAML's cross "
+        "Uphill arrows on the (phase, amplitude) plane, over the contours of the loss after one step. MAML's cross "
         "the contours at right angles; many of FOMAML's don't.",
     )
 

@@ -65,7 +65,7 @@ def distances(shares: Mapping[str, float], none: str) -> Picture:
             bbox=dict(fc="white", ec="none", pad=1),
         )
     ax.invert_yaxis()
-    ax.set(xlabel="distance from the exact gradient, over its length", xlim=(0, 1.15 * max(shares.values())))
+    ax.set(xlabel="relative distance from the exact gradient", xlim=(0, 1.15 * max(shares.values())))
     ax.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     listed = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
     return Picture(figure, f"Distance from the exact gradient, a bar for each suspect: {listed}.")

@@ -176,8 +176,7 @@ def transduction_table(
     rows = {letter: row for row, letter in enumerate(names)}
     for letter, row in rows.items():
         mean, half = _both(first[letter])
-        key = "before" if letter in "fg" else "maml"
-        ax.errorbar(mean, row, xerr=half, capsize=5, markersize=9, marker=STYLES[key]["marker"], color=COLOURS[key])
+        ax.errorbar(mean, row, xerr=half, capsize=5, markersize=9, marker="o", color=COLOURS["maml"])
     for place, (title, cells) in enumerate(columns.items()):
         across = 0.52 + 0.14 * place
         ax.text(across, -0.75, title, transform=beside, ha="center", va="bottom", fontsize=11)
@@ -234,8 +233,8 @@ def leaking_scores(
     ax.set_yticks(range(len(honest)), list(honest))
     ax.set(xlim=(0, 106), ylim=(len(honest) - 0.5, -0.6), xlabel="accuracy [%]")
     ax.tick_params(axis="y", length=0)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, title="asked about")
-    ax.set_title("The leak" + _which_data(source), pad=22)
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, title="queries are")
+    ax.set_title("With and without the leak" + _which_data(source), pad=22)
     moves = ", ".join(f"{n} {100 * honest[n][0]:.0f} to {100 * leaking[n][0]:.0f}" for n in honest)
     return Picture(figure, f"Accuracy in percent on new drawings, then on the support drawings ({source}): {moves}.")
 

@@ -202,6 +202,7 @@ def step_sizes(alpha: Sequence[Mapping[str, Tensor]] | Mapping, start: float, so
     ax.axvline(0, color=COLOURS["truth"], linewidth=0.8)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -1.3)
+    ax.set_xscale("symlog", linthresh=0.1)
     ax.set_xlabel("step size α")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     ax.grid(axis="x", alpha=0.25)

@@ -69,7 +69,13 @@ def step_size_study(study: Mapping[str, dict]) -> Picture:
     height = -float("inf")
     for mean, label, colour in sorted(ends):
         height = max(mean, height + 6)  # labels keep clear of each other
-        ax.text(last + 0.2, height - 3, f"{label}: {mean:.1f}", color=colour, va="center")
+        ax.text(
+            last + 0.2,
+            height - 3,
+            f"{label if label == 'learned' else 'α = ' + label}: {mean:.1f}",
+            color=colour,
+            va="center",
+        )
     ax.set(xlim=(-0.2, last + 0.1), ylim=(0, 100), xlabel="inner steps on a new task", ylabel="queries right, %")
     ax.grid(alpha=0.25)
     found = ", ".join(f"{label} {mean:.1f}" for mean, label, _ in sorted(ends))

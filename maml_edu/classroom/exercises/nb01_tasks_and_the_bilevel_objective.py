@@ -247,7 +247,7 @@ EXERCISES: list[Exercise] = [
             "your steps go uphill: θ_{j+1} = θ_j − α∇L_s(θ_j), with a minus.": _uphill,
             "the step size α is missing: that's the result for α = 1.": _without_alpha,
             "averaging over tasks divides each task's gradient by T. Sum the losses instead.": _mean_over_tasks,
-            "you take one step less than `steps` says.": _one_step_less,
+            "you take one step fewer than `steps` says.": _one_step_less,
             "you take one step, whatever `steps` says.": _one_step,
             "each step uses the gradient at θ. Take it at θ_j, where the step begins.": _gradient_at_theta,
             "there's one φ for all tasks. Give θ a task axis first, `p.expand(T, *p.shape)`, so that each task gets "

@@ -172,7 +172,9 @@ EXERCISES: list[Exercise] = [
         title="How far does the adapted point move?",
         reference=distance_after_the_step,
         mistakes={
-            "the size is right, but the sign isn't: with αh above 1, φ moves against θ.": lambda: 0.06,
+            "the size is right, but the sign isn't: with αh above 1, φ moves in the opposite direction to θ.": lambda: (
+                0.06
+            ),
             "this is how far θ moved. You left out the step, and got the first-order answer.": lambda: 0.1,
             "this is −αh times the distance: the 1 of 1 − αh is missing.": lambda: -0.16,
             "this is 1 + αh times the distance, but a gradient step subtracts.": lambda: 0.26,
@@ -190,7 +192,7 @@ EXERCISES: list[Exercise] = [
         title="The α that flattens the square",
         reference=flattening_alpha,
         mistakes={
-            "this is 1/λ for the smaller eigenvalue. The square has been flat once before.": lambda: 1 / 0.6,
+            "this is 1/λ for the smaller eigenvalue. The square is already flat once at a smaller α.": lambda: 1 / 0.6,
             "this is 1/H₁₁, the curvature along a, but the steepest direction isn't the a axis.": lambda: 1 / 2.2,
             "this is 2/λ, where the factor is −1 and not 0.": lambda: 2 / 2.6,
             "this is λ itself. You want the α for which 1 − αλ = 0.": lambda: 2.6,
@@ -230,7 +232,7 @@ EXERCISES: list[Exercise] = [
             "H_AA = 2·mean(s²), H_Ap = 2·mean(−A·s·c − r·c), H_pp = 2·mean(A²c² − r·A·s). The answer is I − αH.",
         ),
         cases=_sines,
-        remark="Four numbers, and each says how one entry of φ follows one entry of θ.",
+        remark="Each of the four numbers says how far one entry of φ follows one entry of θ.",
     ),
     Exercise(
         number="2.4",

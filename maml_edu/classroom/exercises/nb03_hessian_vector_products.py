@@ -93,10 +93,10 @@ _NO_DIFFERENCE = (
     "differentiate the sum of g∘v instead"
 )
 _NO_SHARING = (
-    "torch.func.jvp can't take θ_0 as `adapt` makes it, with one memory for all tasks. Clone each parameter first"
+    "`adapt` makes θ_0 with memory that all tasks share, and torch.func.jvp can't use that. Clone each parameter first"
 )
 _NO_MATRIX = (
-    "that's a product at the price of {:.0f} gradients, so there's a whole Hessian inside. Differentiate the single "
+    "this product costs as much as {:.0f} gradients, so it computes a whole Hessian. Differentiate the single "
     "number g·v once: three gradients' worth of work"
 )
 
@@ -237,9 +237,9 @@ EXERCISES: list[Exercise] = [
         examine=_priced,
         mistakes={
             "this is the gradient g itself; differentiate it once more, with grad_outputs = v": _gradient,
-            "this is g∘v, entry by entry; H v mixes all entries, it's the gradient of their sum": _elementwise,
+            "this is g∘v, entry by entry; H v is the gradient of the sum of those entries": _elementwise,
             "these are the row sums of H, as if every entry of v were 1": _row_sums,
-            "the sign is wrong; you need H v itself, the minus comes later, in v − αHv": _wrong_sign,
+            "the sign is wrong; you need H v itself, and the minus comes later, in v − αHv": _wrong_sign,
             "this is H v divided by the number of tasks; add the losses of the tasks, don't average": _mean_over_tasks,
             "each tensor was differentiated with respect to itself only; g of w1 depends on w2 as well, so hand all "
             "gradients and all parameters to one call of grad": _each_tensor_alone,
@@ -278,7 +278,7 @@ EXERCISES: list[Exercise] = [
         cases=lambda: [()],
         mistakes={
             "10⁻⁴ is larger than the distance to the kink, so w − ε lies beyond it": lambda: (-4, -4),
-            "10⁻⁵ doesn't reach the kink, and the difference is right there": lambda: (-5, -5),
+            "with ε = 10⁻⁵ the difference doesn't reach the kink, so it's correct": lambda: (-5, -5),
             "the largest ε isn't the worst; the jump is divided by 2ε, so a smaller ε that crosses does worse": (
                 lambda: (-5, -1)
             ),
@@ -293,7 +293,7 @@ EXERCISES: list[Exercise] = [
             "slope(w + ε) − slope(w − ε) contains the jump exactly where w − ε < 0.",
             "Among the ε that cross the kink, the error is about 1/(2ε). Which of them is the smallest?",
         ),
-        remark="No U here. The error grows as ε shrinks, and it's gone as soon as ε no longer reaches the kink.",
+        remark="There's no U here. The error grows as ε shrinks, and it's gone once ε no longer reaches the kink.",
     ),
     Exercise(
         number="3.4",
@@ -301,7 +301,10 @@ EXERCISES: list[Exercise] = [
         reference=hvps_and_order,
         cases=lambda: [()],
         mistakes={
-            "K steps aren't K-th derivatives; each I − αH_j comes from differentiating one step once": lambda: (5, 5),
+            "K steps don't need K-th derivatives; each I − αH_j comes from differentiating one step once": lambda: (
+                5,
+                5,
+            ),
             "one more step doesn't add one more derivative; look at a single factor I − αH_j": lambda: (5, 6),
             "one product isn't enough; each of the five steps has a Hessian of its own": lambda: (1, 2),
             "the products don't multiply; v passes each step once": lambda: (25, 2),

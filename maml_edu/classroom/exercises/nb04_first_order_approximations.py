@@ -102,6 +102,7 @@ FIXED_POINT = Exercise(
     mistakes={
         "This is MAML's optimum: you used (1 − αh)². FOMAML keeps only one of the two factors.": _maml_optimum,
         "This is where joint training settles. Its weights are h, with no adaptation in them.": _joint_optimum,
+        "That's the plain mean of the two minima, but the tasks don't count equally.": lambda: 1.5,
         "You weighted the tasks by 1 − αh. The query gradient has a factor h in front as well.": _without_curvature,
     },
     hints=(

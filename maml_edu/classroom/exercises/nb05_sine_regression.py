@@ -187,7 +187,7 @@ EXERCISES: list[Exercise] = [
         mistakes={
             "sin x alone can't shift: a sine of any phase is a·sin x + b·cos x": _sine_only,
             "leave the constant out: a sine plus a constant isn't a sine": _with_a_constant,
-            "that's the share that the sine leaves over: you want one minus that": _what_is_left,
+            "that's the share the sine doesn't explain: you want one minus that": _what_is_left,
             "that's the ratio of the lengths: square both before you divide": _lengths,
             "you've added up all curves: each curve has a share of its own": _all_curves_together,
             "don't subtract the mean of the curve: compare sums of squares as they are": _around_the_mean,

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 
@@ -27,6 +27,17 @@ def order_of_the_curves() -> str:
     return "SRUT"  # support as query, right, sum for mean, query loss at θ
 
 
+def _other_orders(named: Container[str]) -> dict[str, Callable[[], str]]:
+    """What is right in every other order of the letters, for those that have no message of their own."""
+    wrong: dict[str, Callable[[], str]] = {}
+    for letters in map("".join, itertools.permutations("RSTU")):
+        at = [str(i) for i, (a, b) in enumerate(zip(letters, order_of_the_curves()), start=1) if a == b]
+        right = f"only curve {' and '.join(at)} right" if at else "no curve right"
+        if letters not in named and letters != order_of_the_curves():
+            wrong[f"{letters} has {right}."] = functools.partial(str, letters)
+    return wrong
+
+
 CURVES = Exercise(
     number="6.1",
     title="name the bug from a learning curve",
@@ -37,9 +48,10 @@ CURVES = Exercise(
         "U and T are exchanged. T never adapts in training, so it heads for the one curve that is best for all sines "
         "at once; U does adapt, with steps ten times too large.": lambda: "SRTU",
         "R and U are exchanged: the right one ends lowest.": lambda: "SURT",
-    },
+    }
+    | _other_orders(named=("RSUT", "SRTU", "SURT")),
     hints=(
-        "T does not adapt while it trains. What is the best that a network can do which is the same for all sines?",
+        "T does not adapt while it trains. If a network draws the same curve for all sines, what's the best it can do?",
         "U adapts with steps ten times too large: θ must be a place from which such steps do no harm.",
         "The right one is among those that end lowest. Its twin overfits the support set a little.",
     ),
@@ -54,13 +66,13 @@ def who_is_fomaml() -> set[str]:
 
 
 WHAT_THEY_ARE = {
-    "A": "A belongs to it: without graph=True the inner gradients are constants, so dφ/dθ is the identity.",
-    "B": "B belongs to it: its graph is kept, but `.data` hides the step from autograd. What is left of φ(θ) is the "
-    "clone, and the derivative of a clone is the identity.",
-    "C": "C doesn't: `phi = theta` is the same dict, so θ itself moves, and the second task starts where the first one "
-    "ended. Only its first task has FOMAML's gradient.",
-    "D": "D doesn't: it detaches the wrong factor. θ is cut and the gradient is kept, so the Jacobian of a step is −αH "
-    "instead of I.",
+    "A": "A belongs in the set: without graph=True the inner gradients are constants, so dφ/dθ is the identity.",
+    "B": "B belongs in the set: its graph is kept, but `.data` hides the step from autograd. What is left of φ(θ) is "
+    "the clone, and the derivative of a clone is the identity.",
+    "C": "C doesn't belong in the set: `phi = theta` is the same dict, so θ itself moves, and the second task "
+    "starts where the first one ended. Only its first task has FOMAML's gradient.",
+    "D": "D doesn't belong in the set: it detaches the wrong term. θ is cut and the gradient is kept, so the "
+    "Jacobian of a step is −αH instead of I.",
 }
 
 
@@ -158,20 +170,29 @@ MIXED = Exercise(
     title="the mixed derivative",
     reference=mixed_derivatives,
     mistakes={
-        "The sign of the proximal term's: λ(φ − θ) has the derivative −λ with respect to θ.": lambda: (0.0, 2.0, 0.4),
-        "The first one: ½h(φ − c)² has no θ in it, so its mixed derivative is 0. h is ∂²L/∂φ².": lambda: (
+        "The second number has the wrong sign: the derivative of λ(φ − θ) with respect to θ is −λ.": lambda: (
+            0.0,
+            2.0,
+            0.4,
+        ),
+        "The first number is wrong: ½h(φ − c)² has no θ in it, so its mixed derivative is 0. h is ∂²L/∂φ².": lambda: (
             3.0,
             -2.0,
             0.4,
         ),
-        "The last one: at its minimum the curvature is h + λ, the proximal term has one too.": lambda: (
+        "The third number is wrong: at the minimum the curvature is h + λ, which has the proximal term's λ.": lambda: (
             0.0,
             -2.0,
             2.0 / 3.0,
         ),
-        "The last one: two minus signs make a plus.": lambda: (0.0, -2.0, -0.4),
-        "The first: no θ in it; the second: only the proximal term has one.": lambda: (3.0, 1.0, 0.4),
-        "Two signs: the mixed derivative is −λ, and −(−λ)/(h + λ) is positive.": lambda: (0.0, 2.0, -0.4),
+        "The third number is the share of the way that φ stays behind, h/(h + λ).": lambda: (0.0, -2.0, 0.6),
+        "The third number has the wrong sign: two minus signs make a plus.": lambda: (0.0, -2.0, -0.4),
+        "The first two numbers are wrong: MAML's loss has no θ, the proximal one only in its last term.": lambda: (
+            3.0,
+            1.0,
+            0.4,
+        ),
+        "Two signs are wrong: the mixed derivative is −λ, and −(−λ)/(h + λ) is positive.": lambda: (0.0, 2.0, -0.4),
     },
     hints=(
         "Differentiate with respect to φ first, then θ. Where no θ is left, the answer is 0.",

@@ -28,6 +28,10 @@ def build_episode(images: Tensor, classes: Tensor, drawings: Tensor, shots: int)
     return support_x, label.repeat_interleave(shots), query_x, label.repeat_interleave(drawn - shots)
 
 
+def _drawings_of_the_first_class(images: Tensor, classes: Tensor, drawings: Tensor, shots: int) -> Episode:
+    return build_episode(images, classes, drawings[:1].expand_as(drawings), shots)
+
+
 def _deals() -> list[tuple]:
     g = torch.Generator().manual_seed(71)
     images = torch.randint(0, 256, (12, 6, 2, 2), generator=g).double() / 255
@@ -140,6 +144,12 @@ def _tasks_inside_each_channel(x: Tensor, weight: Tensor) -> Tensor:
     return h.unflatten(1, (len(x), -1)).transpose(0, 1)
 
 
+def _reshaped_without_a_swap(x: Tensor, weight: Tensor) -> Tensor:
+    side_by_side = x.reshape(x.shape[1], -1, *x.shape[3:])
+    h = F.conv2d(side_by_side, weight.flatten(0, 1), stride=2, padding=1, groups=len(x))
+    return h.unflatten(1, (len(x), -1)).transpose(0, 1)
+
+
 def _stride_forgotten(x: Tensor, weight: Tensor) -> Tensor:
     side_by_side = x.transpose(0, 1).flatten(1, 2)
     h = F.conv2d(side_by_side, weight.flatten(0, 1), padding=1, groups=len(x))
@@ -245,6 +255,8 @@ EXERCISES: list[Exercise] = [
             "the first `shots`.": _queries_from_the_front,
             "You always take the first characters of the data set. Index `images` with "
             "`classes`.": _positions_for_characters,
+            "You used the drawing numbers of the first class for all classes. Each class has a row of "
+            "`drawings`.": _drawings_of_the_first_class,
         },
         hints=(
             "A picture needs two indices, one for the character and one for the drawing. "
@@ -267,6 +279,8 @@ EXERCISES: list[Exercise] = [
             "Unflatten them into (T, filters), not (filters, T).": _channels_of_all_tasks_mixed,
             "You put the tasks side by side within each channel, [n, C·T, H, W]. Group t then mixes pictures of "
             "different tasks. Make it [n, T·C, H, W].": _tasks_inside_each_channel,
+            "`reshape` alone doesn't move the task axis: it cuts the numbers anew, and tasks mix. Swap the first two "
+            "axes before you flatten.": _reshaped_without_a_swap,
             "Your maps are too large: the stride is 2.": _stride_forgotten,
             "Your maps lack a border: the padding is 1.": _padding_forgotten,
         },
@@ -296,7 +310,7 @@ EXERCISES: list[Exercise] = [
             "loss = c · mean loss means ∇loss = c · ∇mean loss. The step α∇loss must stay the same.",
             "c = n·k / divided_by.",
         ),
-        remark="An α means nothing until you know its loss: the mean, the sum, or the sum over k.",
+        remark="An α means nothing until you know its loss: the mean, the sum, or the sum divided by k.",
     ),
     Exercise(
         number="7.4",

@@ -187,21 +187,21 @@ EXERCISES: list[Exercise] = [
             "Your second number is the standard deviation: how far one task is from the mean. You want to know how far "
             "off the mean itself may be.": _spread,
             "You took 1.96 standard deviations. That's where 95 % of the tasks would be; the interval of their mean is "
-            "√n times narrower.": _spread_196,
+            "√m times narrower.": _spread_196,
             "Your second number is one standard error, which makes a 68 % interval. Multiply it by 1.96.": (
                 _standard_error
             ),
             "You divided the squared deviations by n. The mean comes from the same values, so divide by n − 1.": (
                 _biased
             ),
-            "You divided by n, but the error of a mean shrinks with √n.": _no_root,
+            "You divided by m, but the error of a mean shrinks with √m.": _no_root,
             "That's the full width of the interval; ± takes half of it.": _full_width,
             "You returned the two ends of the interval. Return the mean and the half-width.": _low_and_high,
         },
         hints=(
             "Two numbers: the mean over tasks, and how far that mean would move if you drew other tasks.",
             "The variance of a mean of n independent values is s²/n, with s² = Σ(value − mean)²/(n − 1).",
-            "half_width = 1.96 · s / √n.",
+            "half_width = 1.96 · s / √m.",
         ),
         remark="The package calls it mean_ci95, and every ± in this course comes from it.",
     ),
@@ -212,15 +212,15 @@ EXERCISES: list[Exercise] = [
         cases=_precisions,
         tolerance=1e-3,  # rounded up is fine
         mistakes={
-            "You forgot to square. The half-width shrinks with √n.": _without_square,
-            "The factor 1.96 is missing, so that's the n for a standard error of this size.": _without_196,
+            "You forgot to square. The half-width shrinks with √m.": _without_square,
+            "The factor 1.96 is missing, so that's the m for a standard error of this size.": _without_196,
             "You took 2 for 1.96. That's fine on a napkin; the rest of the notebook uses 1.96.": _two,
             "Your interval is twice as wide as it should be. half_width is already half of it.": _twice_as_wide,
             "Your interval is half as wide as it should be. ± half_width reaches to both sides.": _half_as_wide,
         },
         hints=(
-            "Start from half_width = 1.96·s/√n.",
-            "Solve for n: n = (1.96·s/half_width)². Half the width costs four times the tasks.",
+            "Start from half_width = 1.96·s/√m.",
+            "Solve for m: m = (1.96·s/half_width)². Half the width costs four times the tasks.",
         ),
         remark="With the usual 600 tasks, differences of a few tenths of a percent are noise.",
     ),
