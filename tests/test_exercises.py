@@ -79,3 +79,8 @@ def test_a_wrong_set_of_letters_is_printed_in_order(capsys):
     check("6.2", {"d", "a"})
     out = capsys.readouterr().out
     assert "{'a', 'd'}" in out and "B belongs in" in out and "D doesn't" in out and "C doesn't" not in out
+
+
+def test_nan_is_not_told_the_answer(capsys):
+    check("2.1", float("nan"))
+    assert "NaN" in (out := capsys.readouterr().out) and "expected" not in out

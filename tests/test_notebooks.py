@@ -9,6 +9,7 @@ from typing import NamedTuple
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output
+from support.names_in_cells import second_meanings
 
 from tools import refresh_notebooks as refresh
 
@@ -106,6 +107,11 @@ def line_lengths(notebook):
     ]
 
 
+def names_keep_their_meaning(notebook):
+    """Whoever runs a cell again, and those below it, finds what the cell found the first time."""
+    return list(second_meanings([(cell.id, cell.source) for cell in notebook.code]))
+
+
 def headings(notebook):
     """One title, and no level skipped on the way down."""
     levels_and_texts = headings_of(notebook)
@@ -183,6 +189,7 @@ CHECKS = (
     alternative_texts,
     cell_lengths,
     line_lengths,
+    names_keep_their_meaning,
     headings,
     ignored_outputs,
     links,
@@ -304,6 +311,8 @@ def test_a_good_notebook_passes(check):
         (alternative_texts, markdown('<img src="figure.png">')),
         (cell_lengths, notebook_of(new_code_cell("x = 1\n" * (MAX_CODE_LINES + 1)))),
         (line_lengths, Notebook("", core_path_notebook("x = 1" + " " * MAX_WIDTH + "# far out"))),
+        (names_keep_their_meaning, notebook_of(*map(new_code_cell, ("v = 1", "print(v)", "v = 2")))),
+        (names_keep_their_meaning, notebook_of(*map(new_code_cell, ("import f", "def g():\n    f(1)", "f = 2")))),
         (headings, markdown("# A second title")),
         (headings, markdown("### Straight to level 3")),
         (ignored_outputs, notebook_of(new_code_cell("claim(…)", **TAGGED))),

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NAN = "NaN (not a number) in your answer"
+
 
 class Difference(NamedTuple):
     place: str  # where in the answer: '["w1"][0, 2]', or "" for the whole answer
@@ -42,7 +44,7 @@ def describe(difference: Difference, cases: int, spoil: bool) -> list[str]:
     if yours == expected:  # too close to tell apart in the usual number of digits
         yours, expected = _text(difference.yours, 17), _text(difference.expected, 17)
     lines.append(f"  yours     {yours}")
-    if spoil or difference.what:
+    if spoil or (difference.what and difference.what != NAN):
         lines.append(f"  expected  {expected}")
     return lines
 
@@ -163,7 +165,7 @@ def _compare_numbers(yours: Any, expected: Any, tolerance: float, place: str, fl
         return None
     nan = np.isnan(a) & ~np.isnan(b)
     index = tuple(int(i) for i in np.argwhere(nan if nan.any() else ~same)[0])
-    what = "NaN (not a number) in your answer" if nan.any() else ""
+    what = NAN if nan.any() else ""
     where = place + (f"[{', '.join(map(str, index))}]" if index else "")
     return Difference(where, what, float(a[index]), float(b[index]))
 

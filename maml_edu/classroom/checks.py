@@ -106,7 +106,10 @@ def _verdict(exercise: Exercise, answer: object) -> tuple[bool | None, list[str]
         # A stub may raise NotImplementedError; an `...` left in the body ends in a TypeError that names it.
         if isinstance(error, NotImplementedError) or "ellipsis" in str(error):
             return None, [NOT_DONE]
-        lost = ["The graph is lost on the way. Is create_graph=True set, and is nothing detached?"]
+        lost = [
+            "The graph is lost on the way. Is create_graph=True set, is nothing detached, and do the parameters "
+            "require gradients (p.detach().requires_grad_())?"
+        ]
         reason = lost if "does not require grad" in str(error) else []
         return False, [f"your code raised {_first_line(error)}{_line_of(error)}", *reason]
     if any(_unwritten(output) for output in outputs):

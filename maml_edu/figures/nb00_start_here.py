@@ -166,7 +166,7 @@ def errors(measured: Mapping[str, Sequence[StepScore]], steps: Sequence[int]) ->
         bars = [score.half_width or 0 for score in scores]
         ax.errorbar(range(len(scores)), means(scores), bars, capsize=4, label=name, **STYLES[key])
     ax.set_xticks(range(len(steps)), [f"{step} step{'s' * (step != 1)}" for step in steps])
-    ax.set(ylabel="mean squared error", xlim=(-0.3, len(steps) - 0.7))
+    ax.set(ylabel="mean squared error, ± 95 %", xlim=(-0.3, len(steps) - 0.7))
     ax.set_ylim(bottom=0)
     ax.legend()
     alt = "Errors on random sines. Both networks begin at the same height, and MAML's line falls much faster."

@@ -235,9 +235,14 @@ def fine_tuning(scores: Mapping[str, list[StepScore]], floor: float) -> Picture:
         ax.errorbar(known, means, bars, capsize=3, label=label, **look)
     ax.axhline(floor, **line("truth") | {"linewidth": 1})
     ax.annotate(
-        "best without adapting", (0.99, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=11
+        "best single curve, over all sines",
+        (0.99, floor),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        fontsize=11,
     )
-    ax.set(xlabel="inner steps on a new task", ylabel="query loss, mean over tasks")
+    ax.set(xlabel="inner steps on a new task", ylabel="query loss, mean ± 95 %")
     ax.set_ylim(bottom=0)
     legend_below(ax, 3)
     return Picture(

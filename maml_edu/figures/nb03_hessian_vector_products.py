@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -139,7 +138,7 @@ def difference_error(epsilon: Sequence[float], errors: Mapping[str, Sequence[flo
     said = []
     for label, error in errors.items():
         ax.loglog(epsilon, error, label=label, markersize=5, **_LOOKS[label])
-        said.append(f"{label} is lowest near 1e{round(math.log10(epsilon[int(np.nanargmin(error))]))}")
+        said.append(f"{label} is lowest near {epsilon[int(np.nanargmin(error))]:.0e}")
     ax.set(xlabel="ε, the length of the step along v", ylabel="relative error of H v")
     ax.legend(loc="best")
     ax.grid(alpha=0.25)

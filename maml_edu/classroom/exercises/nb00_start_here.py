@@ -37,6 +37,9 @@ LOSS_PER_TASK = Exercise(
         "This is the mean absolute error: square the differences before you average them.": (
             lambda prediction, y: (prediction - y).abs().mean(dim=(1, 2))
         ),
+        "There's a ½ in front: the mean squared error has none.": (
+            lambda prediction, y: 0.5 * ((prediction - y) ** 2).mean(dim=(1, 2))
+        ),
         "This is the square of the mean difference: square first, then average.": (
             lambda prediction, y: (prediction - y).mean(dim=(1, 2)) ** 2
         ),

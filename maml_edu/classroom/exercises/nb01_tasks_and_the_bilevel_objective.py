@@ -52,6 +52,22 @@ def _upside_down(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
     return -best_without_adapting(x, amplitude, phase)
 
 
+def _of_section_three(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
+    return -1.62 * torch.cos(x)
+
+
+def _cosines_alone(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
+    return best_without_adapting(x, amplitude, phase) - _sines_alone(x, amplitude, phase)
+
+
+def _sines_alone(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
+    return torch.sin(x) * best_without_adapting(torch.tensor([math.pi / 2], dtype=x.dtype), amplitude, phase)
+
+
+def _sum_of_the_ends(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
+    return 2 * best_without_adapting(x, amplitude, phase)
+
+
 def _swapped(x: Tensor, amplitude: Range, phase: Range) -> Tensor:
     return best_without_adapting(x + math.pi / 2, amplitude, phase)  # sin → cos, cos → −sin
 
@@ -223,6 +239,9 @@ EXERCISES: list[Exercise] = [
             "your curve is shifted by a quarter period: E[cos p] belongs to sin x.": _swapped,
             "you didn't divide the integrals over p by the width of its range.": _width_forgotten,
             "you divided by π. Divide by high − low; that's π only for the range (0, π).": _divided_by_pi,
+            "−1.62·cos x is the answer for section 3's ranges. Use the ranges you're given.": _of_section_three,
+            "the sine term is missing: E[cos p] is 0 only for ranges that are symmetric about π/2.": _cosines_alone,
+            "E[A] of a uniform A on [a, b] is (a + b)/2; the half is missing.": _sum_of_the_ends,
             "the factor E[A] is missing.": _amplitude_forgotten,
             "E[A] of a uniform A on [a, b] is (a + b)/2, not (b − a)/2.": _half_the_width_of_amplitudes,
         },

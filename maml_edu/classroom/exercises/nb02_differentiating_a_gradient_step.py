@@ -53,6 +53,14 @@ def _with_hessian(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tenso
     return wrong
 
 
+def _residual_turned_over(theta: Tensor, x: Tensor, y: Tensor, alpha: float) -> Tensor:
+    A, p = theta
+    mixed = 4 * ((A * torch.sin(x - p) - y) * torch.cos(x - p)).mean()  # from −r·c to +r·c, with the 2 of the square
+    zero = torch.zeros_like(mixed)
+    change = torch.stack([zero, mixed, mixed, zero]).view(2, 2)
+    return jacobian_of_a_sine(theta, x, y, alpha) - alpha * change
+
+
 def _sum_over_points(theta: Tensor, x: Tensor, y: Tensor, alpha: float) -> Tensor:
     return jacobian_of_a_sine(theta, x, y, alpha * len(x))
 
@@ -124,6 +132,10 @@ def _hessian_product(loss_s: Loss, theta: Tensor, alpha: float, v: Tensor) -> Te
     return v - pull_back_one_step(loss_s, theta, 1.0, v)
 
 
+def _taken_off(loss_s: Loss, theta: Tensor, alpha: float, v: Tensor) -> Tensor:
+    return v - pull_back_one_step(loss_s, theta, alpha, v)
+
+
 def _v_unchanged(loss_s: Loss, theta: Tensor, alpha: float, v: Tensor) -> Tensor:
     return v
 
@@ -177,6 +189,9 @@ EXERCISES: list[Exercise] = [
             ),
             "this is how far θ moved. You left out the step, and got the first-order answer.": lambda: 0.1,
             "this is −αh times the distance: the 1 of 1 − αh is missing.": lambda: -0.16,
+            "this is αh times the distance, which is how far the step carries a start. How far is φ from φ?": lambda: (
+                0.16
+            ),
             "this is 1 + αh times the distance, but a gradient step subtracts.": lambda: 0.26,
             "this is the slope 1 − αh. Multiply it by the distance that θ moved.": lambda: -0.6,
         },
@@ -222,6 +237,7 @@ EXERCISES: list[Exercise] = [
             "∂f/∂p has the wrong sign: p comes with a minus in sin(x − p).": _with_hessian(
                 lambda H: H * torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=H.dtype)
             ),
+            "the mixed entry has a wrong sign: ∂²f/∂A∂p = −c, so r enters it as −r·c.": _residual_turned_over,
             "A and p are in the wrong order: the first row and column belong to A.": _with_hessian(
                 lambda H: H.flip(0, 1)
             ),
@@ -242,6 +258,7 @@ EXERCISES: list[Exercise] = [
             "this is v unchanged: the Hessian term is missing. Is create_graph=True set?": _v_unchanged,
             "the sign is wrong: this is (I + αH)v, but a gradient step subtracts.": _plus,
             "α is missing: this is (I − H)v.": _without_alpha,
+            "this is αHv, what the step takes off. Return v minus that.": _taken_off,
             "this is Hv alone. Differentiate all of φ = θ − αg, not only g.": _hessian_product,
             "this takes the Hessian at φ, but the step took its gradient at θ.": _at_phi,
             "this is (I − αggᵀ)v, but a product of first derivatives isn't a second derivative.": _squared_gradient,

@@ -30,8 +30,8 @@ def _problem(seed: int) -> tuple[Loss, Params, Params, TaskBatch, Params]:
 def my_hvp(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
     leaf = {name: p.detach().requires_grad_() for name, p in params.items()}
     g = torch.autograd.grad(loss(leaf, x, y).sum(), list(leaf.values()), create_graph=True)
-    hv = torch.autograd.grad(g, list(leaf.values()), grad_outputs=list(v.values()))
-    return dict(zip(params, hv))
+    hv = torch.autograd.grad(g, list(leaf.values()), grad_outputs=[v[name] for name in leaf])
+    return dict(zip(leaf, hv))
 
 
 def _hvp_cases() -> list[tuple]:
@@ -108,6 +108,11 @@ def _gradient(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Pa
 def _elementwise(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
     g = _gradient(loss, params, x, y, v)
     return {name: g[name] * v[name] for name in v}
+
+
+def _of_the_squared_gradient(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
+    g = _gradient(loss, params, x, y, v)
+    return my_hvp(loss, params, x, y, {name: 2 * t for name, t in g.items()})
 
 
 def _row_sums(loss: Loss, params: Params, x: Tensor, y: Tensor, v: Params) -> Params:
@@ -238,6 +243,7 @@ EXERCISES: list[Exercise] = [
         mistakes={
             "this is the gradient g itself; differentiate it once more, with grad_outputs = v": _gradient,
             "this is g∘v, entry by entry; H v is the gradient of the sum of those entries": _elementwise,
+            "this is the gradient of g·g, 2Hg; differentiate g·v, with v held fixed": _of_the_squared_gradient,
             "these are the row sums of H, as if every entry of v were 1": _row_sums,
             "the sign is wrong; you need H v itself, and the minus comes later, in v − αHv": _wrong_sign,
             "this is H v divided by the number of tasks; add the losses of the tasks, don't average": _mean_over_tasks,
