@@ -288,11 +288,16 @@ ROOT = Path(__file__).resolve().parents[1]
 def commands_written_down():
     """(where, what comes after `python -m maml_edu`), of every page and every notebook's text."""
     for path in [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("notebooks/**/*.md")]:
-        yield from ((path.name, c) for c in re.findall(r"-m maml_edu ([^`\n#]+)", path.read_text(encoding="utf-8")))
+        yield from ((path.name, c) for c in commands_in(path.read_text(encoding="utf-8")))
     for path in ROOT.glob("notebooks/*.ipynb"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] == "markdown":
-                yield from ((path.name, c) for c in re.findall(r"-m maml_edu ([^`\n#]+)", "".join(cell["source"])))
+                yield from ((path.name, c) for c in commands_in("".join(cell["source"])))
+
+
+def commands_in(text):
+    """A line that ends in a backslash goes on."""
+    return re.findall(r"-m maml_edu ([^`\n#]+)", re.sub(r"\\\n\s*", "", text))
 
 
 @pytest.mark.parametrize("where, command", sorted(set(commands_written_down())))
