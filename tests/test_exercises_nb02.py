@@ -61,3 +61,28 @@ def test_other_ways_without_it_are_accepted(function, capsys):
     check("2.4", function)
     assert capsys.readouterr().out.startswith("Exercise 2.4: correct.")
     assert yours("2.4", function) is function
+
+
+def loss_at(x, y):
+    return lambda t: ((t[0] * torch.sin(x - t[1]) - y) ** 2).mean()
+
+
+BY_AUTOGRAD = {
+    "functional.hessian": lambda loss, theta: functional.hessian(loss, theta),
+    "func.hessian": lambda loss, theta: torch.func.hessian(loss)(theta),
+    "jacrev": lambda loss, theta: torch.func.jacrev(torch.func.grad(loss))(theta),
+    "jacfwd": lambda loss, theta: torch.func.jacfwd(torch.func.jacfwd(loss))(theta),
+    "grad twice": lambda loss, theta: torch.stack(
+        [
+            grad(entry, theta, retain_graph=True)[0]
+            for entry in grad(loss(theta.requires_grad_()), theta, create_graph=True)[0]
+        ]
+    ),
+    "with gradients switched on": lambda loss, theta: torch.enable_grad()(functional.hessian)(loss, theta),
+}
+
+
+@pytest.mark.parametrize("hessian", BY_AUTOGRAD.values(), ids=BY_AUTOGRAD)
+def test_autograd_is_seen_where_it_is_forbidden(hessian, capsys):
+    check("2.3", lambda theta, x, y, alpha: torch.eye(2, dtype=x.dtype) - alpha * hessian(loss_at(x, y), theta.clone()))
+    assert "by hand" in (out := capsys.readouterr().out) and "correct" not in out

@@ -47,7 +47,7 @@ def kept(monkeypatch, tmp_path, capsys):
             capsys.readouterr()
             assert progress_record.progress() is None
             header, *lines = capsys.readouterr().out.splitlines()
-            assert header.split() == ["notebook", "solved", "tried", "in", "all", "open"]
+            assert header.split() == ["notebook", "solved", "tried", "total", "open"]
             return [" ".join(line.split()) for line in lines]
 
     return Kept()
@@ -117,7 +117,7 @@ def test_switched_off(kept, monkeypatch):
     monkeypatch.chdir(kept.path.parent)
     check("1.1", 3)
     assert not os.listdir()
-    off = "Nothing is kept: the environment variable MAML_EDU_PROGRESS is set to nothing."
+    off = "Nothing is saved, because MAML_EDU_PROGRESS is empty."
     assert kept.table() == ["01 0 0 1 1.1", "03 0 0 1 3.2", off]
 
 

@@ -41,7 +41,7 @@ def progress() -> None:
     try:
         folder = _progress_folder()
         if folder is None:
-            note = "Nothing is kept: the environment variable MAML_EDU_PROGRESS is set to nothing."
+            note = "Nothing is saved, because MAML_EDU_PROGRESS is empty."
         elif not folder.exists():
             note = f"Nothing is kept yet. Outcomes will go to {folder}."
         else:
@@ -62,7 +62,7 @@ def _print_table(outcomes: set[str]) -> None:
     notebooks: dict[str, list[str]] = {}
     for number in sorted(registry(), key=lambda number: [int(part) for part in number.split(".")]):
         notebooks.setdefault(number.split(".")[0], []).append(number)
-    print("notebook   solved   tried   in all   open")
+    print("notebook   solved   tried    total   open")
     for notebook, numbers in notebooks.items():
         solved = [number for number in numbers if f"{number}.{CORRECT}" in outcomes]
         tried = [number for number in numbers if number in solved or f"{number}.{TRIED}" in outcomes]

@@ -188,7 +188,7 @@ def _evidence(problems: Sequence[Problem], gradients: Sequence[Tensor]) -> str:
     parts = [
         f"{_percent(distance(f, exact_gradient(p)))} at K = {p.steps}" for p, f in zip(problems, gradients, strict=True)
     ]
-    return f" (Distance from the exact gradient, over its length: {', '.join(parts)}.)"
+    return f" (Relative distance from the exact gradient: {', '.join(parts)}.)"
 
 
 def _percent(ratio: float) -> str:

@@ -15,17 +15,19 @@ from typing import NamedTuple
 import torch
 from IPython.display import Markdown, display
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from maml_edu.data.omniglot_files import DataError, omniglot
 from maml_edu.evaluation import StepScore
 from maml_edu.figures.live_sliders import playground
 from maml_edu.figures.nb05_sine_regression import adaptation
-from maml_edu.figures.style import COLOURS, STYLES, Look, Picture, new_axes
+from maml_edu.figures.style import COLOURS, STYLES, Picture, new_axes
 from maml_edu.tasks import Params
 
 __all__ = ["Machine", "course_map", "errors", "means", "read_course", "show_course", "two_networks", "your_machine"]
 
+FIRST_ELECTIVE = 9
 QUESTIONS = {
     "00": "Does it work, and where is everything?",
     "01": "What is a task, and what does MAML minimise?",
@@ -74,20 +76,18 @@ def read_course(folder: str | Path = ".") -> dict[str, Lesson]:
 
 
 def course_map(course: Mapping[str, Lesson]) -> Picture:
-    """The notebooks one below the other, as long as they take; thin lines lead from what each builds on."""
-    fig, ax = new_axes(height=0.7 + 0.4 * len(course))
+    """The notebooks one below the other, as long as they take, the core path and the electives in two colours."""
+    fig, ax = new_axes(height=0.9 + 0.4 * len(course))
     fig.set_figwidth(8)
-    rows, now = {}, 0
+    now = 0
     for row, (number, lesson) in enumerate(course.items()):
-        rows[number], begin, now = (row, now + lesson.minutes / 2), now, now + lesson.minutes
-        ax.barh(row, lesson.minutes, left=begin, height=0.6, color=COLOURS["query"], edgecolor=COLOURS["truth"])
+        colour = COLOURS["query" if int(number) < FIRST_ELECTIVE else "before"]
+        ax.barh(row, lesson.minutes, left=now, height=0.6, color=colour, edgecolor=COLOURS["truth"])
+        now += lesson.minutes
         ax.annotate(f"{lesson.minutes} min", (now, row), (6, 0), textcoords="offset points", va="center")
-        for column, needed in enumerate(lesson.needs):
-            if needed in rows and (above := rows[needed])[0] < row:
-                look: Look = {"color": COLOURS["before"], "linewidth": 1.3, "zorder": 0}
-                height = row - 0.2 + 0.4 * (column + 1) / (len(lesson.needs) + 1)  # lines that end here don't join
-                ax.plot([above[1], above[1], begin], [above[0], height, height], **look)
-                ax.plot(begin - 1, height, marker=">", markersize=5, **look)
+    kinds = {"query": "core path, in this order", "before": "electives, in any order"}
+    boxes = [Patch(facecolor=COLOURS[key], edgecolor=COLOURS["truth"], label=label) for key, label in kinds.items()]
+    ax.legend(handles=boxes, loc="upper right")
     ax.set_ylim(len(course) - 0.4, -0.6)
     ax.set_xlim(0, 1.12 * max(now, 1))
     ax.set_yticks(range(len(course)), [f"{number} · {lesson.title}" for number, lesson in course.items()])
@@ -97,7 +97,7 @@ def course_map(course: Mapping[str, Lesson]) -> Picture:
     ax.set_xticks([60 * hour for hour in hours], [str(hour) for hour in hours])
     ax.set_xlabel("hours, exercises included")
     alt = f"The {len(course)} notebooks one below the other, as bars on an axis of {now / 60:.1f} hours"
-    return Picture(fig, f"{alt}; thin lines lead from each notebook to those that build on it.")
+    return Picture(fig, f"{alt}; the core path in one colour, the electives in another.")
 
 
 def show_course(course: Mapping[str, Lesson]) -> None:

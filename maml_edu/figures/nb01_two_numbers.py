@@ -51,7 +51,7 @@ def objectives(
         plane.missing_part(ax, _points(phi), goals)
         plane.arrows(ax, (phase, amplitude), _points(phi), key)
         plane.stars(ax, *zip(*goals))
-        plane.point(ax, phase, amplitude, key)
+        plane.point(ax, phase, amplitude, key, size=6)  # small, so that short steps show
         plane.phase_axis(ax)
         ax.set_title(objective.title)
     axes[0].set_ylabel("amplitude A")

@@ -75,8 +75,9 @@ def columns(jacobian: Tensor, circle: Tensor, landed: Tensor) -> Picture:
     for ax, matrix, dots, key, name in zip(axes, both, (circle, landed), ("before", "after"), "θφ"):
         turn = np.linspace(0, 2 * math.pi, 200)
         a, p = matrix @ np.stack([np.cos(turn), np.sin(turn)])
-        ax.plot(p, a, color=COLOURS[key], linewidth=1.5)
-        ax.plot(*_numpy(dots)[:, ::-1].T, ".", color=COLOURS[key], markersize=6)
+        ax.plot(p, a, color=COLOURS[key], linewidth=1.5, label="by the matrix" if key == "after" else None)
+        text = "by the step" if key == "after" else None
+        ax.plot(*_numpy(dots)[:, ::-1].T, ".", color=COLOURS[key], markersize=6, label=text)
         for column, nudged, colour in zip(matrix.T, "Ap", (COLOURS["maml"], COLOURS["fomaml"])):
             _arrow(ax, (0, 0), column[::-1], colour, width=2.5)
             ax.plot([], [], color=colour, label=f"nudge {nudged}")
@@ -85,7 +86,7 @@ def columns(jacobian: Tensor, circle: Tensor, landed: Tensor) -> Picture:
         ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title=f"seen from {name}")
         ax.set(xlabel="change in p", ylabel="change in A")
         ax.label_outer()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return Picture(
         figure,
         "Left, a circle with a nudge in A, straight up, and a nudge in p, to the right. Right, what one step makes of "

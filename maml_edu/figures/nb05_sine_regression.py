@@ -216,7 +216,7 @@ def share_chart(shares: Mapping[tuple[str, str, int], float]) -> Picture:
     return Picture(
         figure,
         "Share of the change that is a sine, for four kinds of support points. MAML is far to the right in the first "
-        "three rows and falls back with ten steps where the points aren't a sine; the pre-trained network is below "
+        "three rows and falls back with ten steps where no sine is missing; the pre-trained network is below "
         "one half everywhere. On x from 5 to 10, MAML has no lead after one step.",
     )
 
@@ -228,7 +228,7 @@ def show_results(stored: Mapping[str, dict]) -> None:
         rows.append(f"| **published**: {label} | | {at[1]} | {at[5]} | {at[10]} |")
     for name, run in stored.items():
         method, _, note = name.removeprefix("sine_5shot_").partition("_")
-        label = LABELS[method] + (", another random start" if note == "fan-in" else "")
+        label = LABELS[method] + (", fan-in initialisation" if note == "fan-in" else "")
         if len(run["per_step"]) == 1:  # the oracle: no step, no α
             rows.append(f"| ours: {label} | | {run['per_step'][0]['mean']:.3f} before any step | | |")
             continue

@@ -192,17 +192,21 @@ def step_sizes(alpha: Sequence[Mapping[str, Tensor]] | Mapping, start: float, so
     marks = zip("os^Dv", (COLOURS[key] for key in ("maml", "fomaml", "reptile", "joint", "oracle")))
     looks: list[Look] = [dict(marker=m, color=c, markeredgewidth=2, linestyle="none") for m, c in marks]
     apart = min(0.28, 0.8 / len(per_step))  # side by side, so that none hides another
+    shown: list[float] = []
     for j, sizes in enumerate(per_step):
         rows = [i + apart * (j - (len(per_step) - 1) / 2) for i in range(len(names))]
         filled: Look = {} if j == 0 else {"markerfacecolor": "white"}
         numbers = [float(sum(v.flatten()) / v.numel()) if isinstance(v, Tensor) else v for v in sizes.values()]
+        shown += numbers
         ax.plot(numbers, rows, label=f"inner step {j + 1}", **looks[j % len(looks)], **filled)
     ax.axvline(start, color=COLOURS["before"], linestyle="--", linewidth=1.5)
     ax.text(start, -0.85, f" start: {start:g}", fontsize=11, va="center")
     ax.axvline(0, color=COLOURS["truth"], linewidth=0.8)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -1.3)
+    low, high = min(0.0, *shown), max(start, *shown)
     ax.set_xscale("symlog", linthresh=0.1)
+    ax.set_xlim(1.6 * low - 0.03, 1.6 * high)  # symlog leaves no margin of its own
     ax.set_xlabel("step size α")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     ax.grid(axis="x", alpha=0.25)

@@ -47,17 +47,31 @@ def stars(ax: Axes, x: Sequence[float], y: Sequence[float]) -> None:
     ax.plot(x, y, "*", markersize=13, markerfacecolor="white", markeredgecolor="black", zorder=6, linestyle="none")
 
 
-def point(ax: Axes, x: float, y: float, key: str) -> None:
+def point(ax: Axes, x: float, y: float, key: str, size: float = 11) -> None:
     """A θ, in the colour of its method."""
+    edge = size / 6
     ax.plot(
-        x, y, "o", markersize=11, markerfacecolor=COLOURS[key], markeredgecolor="white", markeredgewidth=2, zorder=7
+        x,
+        y,
+        "o",
+        markersize=size,
+        markerfacecolor=COLOURS[key],
+        markeredgecolor="white",
+        markeredgewidth=edge,
+        zorder=7,
     )
 
 
 def arrows(ax: Axes, start: tuple[float, float], ends: Sequence[tuple[float, float]], key: str) -> None:
     """From one θ to the φ of every task. start, ends: (x, y)."""
     for end in ends:
-        style = {"arrowstyle": "-|>", "color": COLOURS[key], "lw": 1.6, "shrinkA": 0, "shrinkB": 0}
+        style = {
+            "arrowstyle": "-|>,head_length=0.3,head_width=0.15",
+            "color": COLOURS[key],
+            "lw": 1.6,
+            "shrinkA": 0,
+            "shrinkB": 0,
+        }
         ax.annotate("", end, start, arrowprops=style, zorder=5)
 
 
@@ -72,7 +86,8 @@ def legend_of_steps(figure: Figure) -> None:
     star: Look = {"marker": "*", "markersize": 13, "markerfacecolor": "white", "linestyle": "none"}
     handles = [
         Line2D([], [], color="black", label="a task", **star),
-        Line2D([], [], color=COLOURS["maml"], label="its step, from θ to φ", marker=">", markevery=[1]),
+        Line2D([], [], color=COLOURS["maml"], label="its step from MAML's θ", marker=">", markevery=[1]),
+        Line2D([], [], color=COLOURS["joint"], label="from joint training's θ", marker=">", markevery=[1]),
         Line2D([], [], color="black", linewidth=0.9, linestyle=":", label="what the step leaves"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=10)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=10)

@@ -226,7 +226,7 @@ def _detached(loss: Loss, theta: Params, batch: TaskBatch, alpha: float, steps: 
 EXERCISES: list[Exercise] = [
     Exercise(
         number="1.1",
-        title="The best curve for any range",
+        title="the best curve for any range",
         reference=best_without_adapting,
         mistakes={
             "that's the sine of the average task. The average of the sines is flatter.": _sine_of_the_mean_task,

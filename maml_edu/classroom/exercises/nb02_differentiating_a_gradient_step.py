@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from maml_edu.classroom.exercises import Exercise, NotAllowed
 from maml_edu.engine.counters import count_flops
@@ -38,6 +39,49 @@ def jacobian_of_a_sine(theta: Tensor, x: Tensor, y: Tensor, alpha: float) -> Ten
     H_pp = 2 * ((-A * c) ** 2 + r * (-A * s)).mean()  # ∂²f/∂p² = −A·s
     H = torch.stack([H_AA, H_Ap, H_Ap, H_pp]).view(2, 2)
     return torch.eye(2, dtype=x.dtype) - alpha * H
+
+
+NO_AUTOGRAD = "you called autograd. Write the four entries by hand: that's what this exercise is for."
+
+
+class _Probe(torch.autograd.Function):
+    """The identity, which `torch.func`'s transforms refuse for want of a setup_context."""
+
+    @staticmethod
+    def forward(context: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+
+class _WithoutTransforms(TorchFunctionMode):
+    """Raises RuntimeError as soon as anything is computed inside torch.func.grad, jacrev, jvp, …"""
+
+    def __torch_function__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict[str, object] | None = None
+    ) -> object:
+        _Probe.apply(torch.zeros(()))
+        return func(*args, **(kwargs or {}))
+
+
+def _without_autograd(function: Callable) -> Callable:
+    """The same function where nothing can be differentiated."""
+
+    def examined(*arguments: object) -> object:
+        try:
+            with torch.inference_mode(), _WithoutTransforms():
+                return function(*(t.clone() if isinstance(t, Tensor) else t for t in arguments))
+        except RuntimeError as error:
+            if any(word in str(error).lower() for word in ("grad", "inference", "setup_context")):
+                raise NotAllowed(NO_AUTOGRAD) from error
+            raise
+
+    return examined
+
+
+def _by_autograd(theta: Tensor, x: Tensor, y: Tensor, alpha: float) -> Tensor:
+    def loss(t: Tensor) -> Tensor:
+        return ((t[0] * torch.sin(x - t[1]) - y) ** 2).mean()
+
+    return torch.eye(2, dtype=x.dtype) - alpha * torch.autograd.functional.hessian(loss, theta)
 
 
 def _sine_hessian(theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -181,7 +225,7 @@ def _pullbacks() -> list[tuple]:
 EXERCISES: list[Exercise] = [
     Exercise(
         number="2.1",
-        title="How far does the adapted point move?",
+        title="how far does the adapted point move?",
         reference=distance_after_the_step,
         mistakes={
             "the size is right, but the sign isn't: with αh above 1, φ moves in the opposite direction to θ.": lambda: (
@@ -189,9 +233,7 @@ EXERCISES: list[Exercise] = [
             ),
             "this is how far θ moved. You left out the step, and got the first-order answer.": lambda: 0.1,
             "this is −αh times the distance: the 1 of 1 − αh is missing.": lambda: -0.16,
-            "this is αh times the distance, which is how far the step carries a start. How far is φ from φ?": lambda: (
-                0.16
-            ),
+            "this is αh times the distance. Subtract it from the distance itself.": lambda: 0.16,
             "this is 1 + αh times the distance, but a gradient step subtracts.": lambda: 0.26,
             "this is the slope 1 − αh. Multiply it by the distance that θ moved.": lambda: -0.6,
         },
@@ -204,12 +246,13 @@ EXERCISES: list[Exercise] = [
     ),
     Exercise(
         number="2.2",
-        title="The α that flattens the square",
+        title="the α that flattens the square",
         reference=flattening_alpha,
         mistakes={
-            "this is 1/λ for the smaller eigenvalue. The square is already flat once at a smaller α.": lambda: 1 / 0.6,
+            "this is 1/λ for the smaller eigenvalue. The square has already gone flat at a smaller α.": lambda: 1 / 0.6,
             "this is 1/H₁₁, the curvature along a, but the steepest direction isn't the a axis.": lambda: 1 / 2.2,
             "this is 2/λ, where the factor is −1 and not 0.": lambda: 2 / 2.6,
+            "that's close, read off the picture. The exact α comes from the larger eigenvalue.": lambda: 0.4,
             "this is λ itself. You want the α for which 1 − αλ = 0.": lambda: 2.6,
         },
         hints=(
@@ -222,7 +265,7 @@ EXERCISES: list[Exercise] = [
     ),
     Exercise(
         number="2.3",
-        title="The Jacobian of the plane's step",
+        title="the Jacobian of the plane's step",
         reference=jacobian_of_a_sine,
         mistakes={
             "the 2 is missing: the square in the loss gives it when you differentiate.": _with_hessian(lambda H: H / 2),
@@ -238,10 +281,12 @@ EXERCISES: list[Exercise] = [
                 lambda H: H * torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=H.dtype)
             ),
             "the mixed entry has a wrong sign: ∂²f/∂A∂p = −c, so r enters it as −r·c.": _residual_turned_over,
+            NO_AUTOGRAD: _by_autograd,
             "A and p are in the wrong order: the first row and column belong to A.": _with_hessian(
                 lambda H: H.flip(0, 1)
             ),
         },
+        examine=_without_autograd,
         hints=(
             "Write s = sin(x − p), c = cos(x − p), r = A·s − y. Then ∂f/∂A = s and ∂f/∂p = −A·c.",
             "Differentiate once more: ∂²f/∂A² = 0, ∂²f/∂A∂p = −c, ∂²f/∂p² = −A·s. Now use the formula above.",
@@ -252,7 +297,7 @@ EXERCISES: list[Exercise] = [
     ),
     Exercise(
         number="2.4",
-        title="Pull a vector back through one step",
+        title="pull a vector back through one step",
         reference=pull_back_one_step,
         mistakes={
             "this is v unchanged: the Hessian term is missing. Is create_graph=True set?": _v_unchanged,

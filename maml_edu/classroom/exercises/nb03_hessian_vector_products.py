@@ -230,7 +230,7 @@ EXERCISES: list[Exercise] = [
                 lambda: (-5, -1)
             ),
             "at 10⁻¹⁰ there's some rounding, but its error is small; look at the larger ε again": lambda: (-5, -10),
-            "you've exchanged the two; the largest ε that is right comes first, then the worst": lambda: (-4, -5),
+            "you've swapped the two; the largest ε below one percent comes first, then the worst": lambda: (-4, -5),
             "every smaller ε is right too; give the largest that is right": lambda: (-10, -4),
             "give the exponents, such as −2, not ε itself": lambda: (1e-5, 1e-4),
             "the exponents are negative": lambda: (5, 4),

@@ -241,7 +241,7 @@ def _logits_of_the_support_too(apply: Apply, phi: Params, support_x: Tensor, que
 EXERCISES: list[Exercise] = [
     Exercise(
         number="7.1",
-        title="Build an episode",
+        title="build an episode",
         reference=build_episode,
         cases=_deals,
         mistakes={
@@ -267,7 +267,7 @@ EXERCISES: list[Exercise] = [
     ),
     Exercise(
         number="7.2",
-        title="One convolution for all tasks",
+        title="one convolution for all tasks",
         reference=convolve_per_task,
         cases=_pictures_and_filters,
         examine=_in_one_call,
@@ -295,7 +295,7 @@ EXERCISES: list[Exercise] = [
     ),
     Exercise(
         number="7.3",
-        title="The same step for another average",
+        title="the same step for another average",
         reference=alpha_for_the_mean,
         cases=_step_sizes_to_convert,
         mistakes={
@@ -314,7 +314,7 @@ EXERCISES: list[Exercise] = [
     ),
     Exercise(
         number="7.4",
-        title="One query at a time",
+        title="one query at a time",
         reference=one_query_at_a_time,
         cases=_adapted_networks,
         mistakes={

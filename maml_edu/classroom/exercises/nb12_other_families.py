@@ -118,7 +118,7 @@ BACK = Exercise(
     mistakes={
         "This is the sum over tasks. The meta-gradient is the mean: divide by T, the first axis of x.": _sum_over_tasks,
         "You pulled back a vector of ones. The vector to pull back is v: give it as grad_outputs.": _v_forgotten,
-        "This is the part of θ that stands in φ_0 as it is. The head was made from θ as well.": _direct_part_only,
+        "This is the part of θ that φ_0 contains as it is. The head was made from θ as well.": _direct_part_only,
         "This is the part through the head only. The body of φ_0 is θ itself, and its v counts too.": (
             _through_the_head_only
         ),
