@@ -22,7 +22,7 @@ from maml_edu.hessian_vector import (
     path_gradients,
     value_and_gradient,
 )
-from maml_edu.step_sizes import Alpha, alpha_per_step, alpha_share, collect_alpha_gradient, descend_one_step, times
+from maml_edu.step_sizes import Alpha, alpha_per_step, alpha_share, collect_alpha_gradient, descend_one_step, factored
 from maml_edu.tasks import Loss, Params, TaskBatch, expand_over_tasks, mean_over_tasks, plus, without_graph
 
 
@@ -91,13 +91,14 @@ def pull_back(
     if query_gradients is not None and len(query_gradients) < len(alphas):
         raise ValueError(f"query_gradients has {len(query_gradients)} entries for {len(alphas)} steps; give one each")
     for j in reversed(range(len(alphas))):
+        u, c = factored(alpha, alphas[j], v)  # α∘v = c·u
         if kept:
             g, product = kept.pop()
-            hv = product(times(alphas[j], v))
+            hv = product(u)
         else:
-            g, hv = gradient_and_product(loss, path[j], x, y, times(alphas[j], v), route)
+            g, hv = gradient_and_product(loss, path[j], x, y, u, route)
         shares.append(alpha_share(g, v, alphas[j]))
-        v = {name: v[name] - hv[name] for name in v}  # v − H(α∘v)
+        v = {name: v[name].sub(hv[name], alpha=c) for name in v}  # v − H(α∘v)
         v = v if query_gradients is None else plus(v, query_gradients[j])
         del g, hv  # before the next step asks for its own
     return v, collect_alpha_gradient(alpha, shares[::-1], len(x))
@@ -124,8 +125,7 @@ def maml(
     path, remembered = [without_graph(expand_over_tasks(theta, len(x)))], []
     for params, g, product in inner_loop(loss, path[0], x, y, alpha_per_step(alpha, theta, steps), remember):
         path.append(params)
-        if product is not None:
-            remembered.append((g, product))
+        remembered += [] if product is None else [(g, product)]
     query_loss, earlier, v = path_gradients(loss, path, batch.query_x, batch.query_y, step_weights)
     v, alpha_gradient = pull_back(loss, path, x, y, alpha, v, route, earlier, remembered)
     return MetaGradient(mean_over_tasks(v), query_loss, path[-1], alpha_gradient)

@@ -90,6 +90,14 @@ def times(alpha: dict[str, StepSize], v: Params) -> Params:
     return {name: t * alpha[name] for name, t in v.items()}
 
 
+def factored(alpha: Alpha, sizes: dict[str, StepSize], v: Params) -> tuple[Params, float]:
+    """(u, c) such that α∘v = c·u: one number stays outside, which saves a product, since H(αv) = αHv.
+
+    sizes: the step sizes of this step, by parameter.
+    """
+    return (v, float(alpha)) if isinstance(alpha, (int, float)) else (times(sizes, v), 1.0)
+
+
 def alpha_share(g: Params, v: Params, alpha: dict[str, StepSize]) -> Params:
     """g∘v of one step, summed over tasks and down to the shape of each step size: its share of −T times ∂/∂α."""
     return {

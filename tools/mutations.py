@@ -45,14 +45,15 @@ TABLE = {
     # ------------------------------------------------------------ the heart
     ("meta_gradient.py", "test_meta_gradient.py"): [
         ("query gradients added at the wrong step", "query_gradients[j])", "query_gradients[j - 1])"),
-        ("Hessian terms with the wrong sign", "v[name] - hv[name] for", "v[name] + hv[name] for"),
+        ("Hessian terms with the wrong sign", "alpha=c) for name in v}", "alpha=-c) for name in v}"),
         ("steps pulled back in the wrong order", "in reversed(range(len(alphas))):", "in range(len(alphas)):"),
-        ("each Hessian one point too late", "(loss, path[j], x, y, times", "(loss, path[j + 1], x, y, times"),
+        ("each Hessian one point too late", "(loss, path[j], x, y, u", "(loss, path[j + 1], x, y, u"),
+        ("α twice for one number", "hv = product(u)", "hv = product({name: c * t for name, t in u.items()})"),
         ("the first steps' graphs taken for the last ones'", "if len(alphas) - j <= remember:", "if j < remember:"),
     ],
     ("meta_gradient.py", "test_step_sizes.py"): [
-        ("α outside the product", "product(times(alphas[j], v))", "times(alphas[j], product(v))"),
-        ("α lost where nothing is remembered", "times(alphas[j], v), route)", "v, route)"),
+        ("α lost where a step is remembered", "hv = product(u)", "hv = product(v)"),
+        ("α lost where nothing is remembered", "x, y, u, route)", "x, y, v, route)"),
         ("∂/∂α in reverse", "v, collect_alpha_gradient(alpha, shares[::-1]", "v, collect_alpha_gradient(alpha, shares"),
         ("first order: ∂/∂α in reverse", "for j in reversed(range(steps)):", "for j in range(steps):"),
     ],
