@@ -45,7 +45,7 @@ def mlp_network(sizes: Sequence[int] = (1, 40, 40, 1)) -> Network:
     if len(sizes) < 2 or min(sizes) < 1:
         raise ValueError(f"sizes={sizes}; expected at least input and output size, each 1 or more")
     products = tuple(a * b for a, b in zip(sizes[:-1], sizes[1:]))
-    held = Held(product=(6, 3.6), gradient=(1, 1.8), graph=(2, 1.5), unrolled=(3, 2.1))
+    held = Held(product=(5.3, 3.6), gradient=(1, 1.8), graph=(2, 1.5), unrolled=(3, 2.1))
     return Network(sum(products) + sum(sizes[1:]), sum(sizes[1:]), products, held)
 
 
