@@ -107,6 +107,29 @@ def line_lengths(notebook):
     ]
 
 
+ONE_WORD_FOR_ONE_THING = {
+    r"θ'|θ′|\\theta'": "θ_j or φ",
+    r"(?<!learning )\brates?\b": "step size",
+    r"\bmend(s|ed|ing)?\b": "fix",
+    r"\bjudges?\b": "metric",
+    r"\bway back\b": "backward pass",
+}
+
+
+def notation(notebook):
+    """On the core path each thing has one symbol and one word, those of 00's table and glossary."""
+    title = notebook.markdown[0].source if notebook.markdown else ""
+    if not re.match(r"# 0[0-8] · ", title):
+        return []
+    cells = [(cell.id, cell.source) for cell in notebook.nb.cells]
+    return [
+        f"cell {i}: {hit[0]!r}, say {word!r}"
+        for i, source in cells
+        for pattern, word in ONE_WORD_FOR_ONE_THING.items()
+        for hit in re.finditer(pattern, source, re.IGNORECASE)
+    ]
+
+
 def names_keep_their_meaning(notebook):
     """Whoever runs a cell again, and those below it, finds what the cell found the first time."""
     return list(second_meanings([(cell.id, cell.source) for cell in notebook.code]))
@@ -189,6 +212,7 @@ CHECKS = (
     alternative_texts,
     cell_lengths,
     line_lengths,
+    notation,
     names_keep_their_meaning,
     headings,
     ignored_outputs,
@@ -311,6 +335,7 @@ def test_a_good_notebook_passes(check):
         (alternative_texts, markdown('<img src="figure.png">')),
         (cell_lengths, notebook_of(new_code_cell("x = 1\n" * (MAX_CODE_LINES + 1)))),
         (line_lengths, Notebook("", core_path_notebook("x = 1" + " " * MAX_WIDTH + "# far out"))),
+        (notation, Notebook("", core_path_notebook("inner_rates = 1  # the rates of θ'"))),
         (names_keep_their_meaning, notebook_of(*map(new_code_cell, ("v = 1", "print(v)", "v = 2")))),
         (names_keep_their_meaning, notebook_of(*map(new_code_cell, ("import f", "def g():\n    f(1)", "f = 2")))),
         (headings, markdown("# A second title")),
