@@ -1,6 +1,7 @@
 """Exercises of notebook 08: Omniglot."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -96,6 +97,21 @@ def _precisions() -> list[tuple]:
 
 def tasks_needed(s: float, half_width: float) -> float:
     return (1.96 * s / half_width) ** 2
+
+
+def _whole_tasks(function: Callable) -> Callable:
+    """What the function returns, rounded up: 13,829.8 tasks are 13,830, and 13,829 are too few."""
+
+    def examined(s: float, half_width: float) -> object:
+        tasks = function(s, half_width)
+        number = isinstance(tasks, (int, float)) or (isinstance(tasks, Tensor) and tasks.numel() == 1)
+        return math.ceil(float(tasks) - 1e-6) if number else tasks
+
+    return examined
+
+
+def _rounded_down(s: float, half_width: float) -> float:
+    return math.floor(tasks_needed(s, half_width))
 
 
 def _without_square(s: float, half_width: float) -> float:
@@ -210,8 +226,9 @@ EXERCISES: list[Exercise] = [
         title="how many tasks for ± 0.2 %?",
         reference=tasks_needed,
         cases=_precisions,
-        tolerance=1e-3,  # rounded up is fine
+        examine=_whole_tasks,
         mistakes={
+            "You rounded down, and the interval comes out a little too wide. Round up.": _rounded_down,
             "You forgot to square. The half-width shrinks with √m.": _without_square,
             "The factor 1.96 is missing, so that's the m for a standard error of this size.": _without_196,
             "You took 2 for 1.96. That's fine on a napkin; the rest of the notebook uses 1.96.": _two,
