@@ -72,6 +72,42 @@ def test_grey_levels_reach_from_zero_to_one():
     assert len(batch.query_x.unique()) == 256
 
 
+def own(images):
+    return Characters(images, [f"class {i}" for i in range(len(images))], [""] * len(images), "own")
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+@pytest.mark.parametrize("size, rotations", [((9, 9), True), ((9, 9), False), ((6, 10), False)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_pictures_of_your_own(channels, size, rotations, dtype):
+    """Any size, grey or colour; bytes are scaled, floating-point numbers are not."""
+    images = torch.randint(0, 256, (6, 4, *channels, *size), generator=seeded())
+    images = images.to(dtype) if dtype == torch.uint8 else images.to(dtype) / 255
+    episodes = Episodes(own(images), 3, 1, 2, rotations=rotations)
+    batch = episodes.sample(5, seeded())
+    assert batch.support_x.shape == (5, 3, *(channels or (1,)), *size) and batch.support_x.dtype == torch.float32
+    drawn = episodes.indices(5, seeded())
+    picture = images[drawn.classes[4, 2], drawn.query[4, 2, 1]].rot90(int(drawn.turns[4, 2]), (-2, -1))
+    expected = picture.float() / 255 if dtype == torch.uint8 else picture.float()
+    assert torch.equal(batch.query_x[4, 5], expected if channels else expected[None])
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (torch.zeros(6, 4, 9), "expected [classes, pictures, H, W]"),
+        (torch.zeros(6, 4, 1, 1, 9, 9), "expected [classes, pictures, H, W]"),
+        (torch.zeros(6, 4, 9, 9, dtype=torch.int64), "torch.int64; expected torch.uint8"),
+        (torch.full((6, 4, 9, 9), float("nan")), "NaN or infinity"),
+        (torch.zeros(6, 4, 6, 10), "6 × 10 don't fit when they're turned by 90°: set rotations=False"),
+    ],
+)
+def test_pictures_that_are_refused(images, message):
+    with pytest.raises(ValueError) as refused:
+        Episodes(own(images), 3, 1, 1)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
 def test_sample_builds_what_indices_draws():
     episodes = Episodes(noise(), 5, 2, 3)
     sampled, built = episodes.sample(7, seeded(1)), episodes.build(episodes.indices(7, seeded(1)))

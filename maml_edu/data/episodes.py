@@ -99,9 +99,10 @@ class Episodes:
     shots      support drawings per class
     queries    query drawings per class
     rotations  turn every class by 0°, 90°, 180° or 270°, drawn per class and task, the same for its support
-               and query drawings (Finn et al. 2017, also at test)
+               and query drawings (Finn et al. 2017, also at test); for square pictures
     device     where the images are kept and the batches come out
-    Raises ValueError if a task wants more classes or drawings than there are, or if the device is not there.
+    Raises ValueError if a task wants more classes or drawings than there are, for pictures that aren't as
+    `Characters` describes them or can't be turned, or if the device is not there.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Episodes:
     ) -> None:
         for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
             _check_positive(name, value)
+        _check_pictures(characters.images, rotations)
         count, drawings = characters.images.shape[:2]
         if ways > count:
             raise ValueError(f"{ways} ways need {ways} different characters, and there are only {count}")
@@ -125,7 +127,7 @@ class Episodes:
             )
         self.characters = characters
         self.ways, self.shots, self.queries, self.rotations = ways, shots, queries, rotations
-        # Every rotation is prepared once, uint8 [4 or 1, C, 20, 28, 28], so that a batch is a single gather.
+        # Every rotation is prepared once, [4 or 1, C, 20, …, 28, 28], so that a batch is a single gather.
         turned = [characters.images.rot90(turn, (-2, -1)) for turn in range(4 if rotations else 1)]
         try:
             self.images = torch.stack(turned).to(device)
@@ -135,7 +137,8 @@ class Episodes:
     def sample(self, tasks: int, generator: torch.Generator | None = None) -> TaskBatch:
         """T = `tasks` episodes, drawn at random.
 
-        support_x float32 [T, ways·shots, 1, 28, 28] in [0, 1] with ink = 1, support_y int64 [T, ways·shots];
+        support_x float32 [T, ways·shots, 1, 28, 28], support_y int64 [T, ways·shots]; uint8 pictures are scaled to
+        [0, 1], so ink = 1, and floating-point ones keep their scale; colour is [T, ways·shots, channels, H, W];
         query_x and query_y the same with ways·queries examples. The examples of a class stand together.
         """
         return self._gather(self.indices(tasks, generator))
@@ -205,9 +208,25 @@ class Episodes:
     def _examples(self, classes: Tensor, drawings: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
         """x float32 [T, ways·k, 1, 28, 28] and y int64 [T, ways·k], from drawings [T, ways, k]."""
         T, ways, k = drawings.shape
-        x = self.images[turns[..., None], classes[..., None], drawings]  # uint8 [T, ways, k, 28, 28]
+        x = self.images[turns[..., None], classes[..., None], drawings].flatten(1, 2)  # [T, ways·k, …, 28, 28]
         y = torch.arange(ways, device=x.device).repeat_interleave(k).repeat(T, 1)
-        return x.flatten(1, 2).unsqueeze(2).float() / 255, y
+        x = x.unsqueeze(2) if x.dim() == 4 else x  # grey: one channel
+        return (x.float() / 255 if x.dtype == torch.uint8 else x.float()), y
+
+
+def _check_pictures(images: Tensor, rotations: bool) -> None:
+    if images.dim() not in (4, 5):
+        raise ValueError(
+            f"images have shape {list(images.shape)}; expected [classes, pictures, H, W], "
+            "or [classes, pictures, channels, H, W]"
+        )
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}; expected torch.uint8, from 0 to 255, or floating-point numbers")
+    if not images.isfinite().all():
+        raise ValueError("images contain NaN or infinity; repair them before they become episodes")
+    height, width = images.shape[-2:]
+    if rotations and height != width:
+        raise ValueError(f"pictures of {height} × {width} don't fit when they're turned by 90°: set rotations=False")
 
 
 def _check_positive(name: str, value: int) -> None:
