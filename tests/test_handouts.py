@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from support.run_notebook import report, run_apart
 
 from maml_edu.classroom.checks import check
 from maml_edu.classroom.exercises import registry
@@ -57,6 +58,16 @@ def test_every_exercise_is_open_in_one_handout_and_solved_in_the_other(path, cap
         exec(compile(cell.source, f"<{path.stem}>", "exec"), names)
     out = capsys.readouterr().out
     assert set(re.findall(r"(?m)^Exercise (\S+): correct\.", out)) == headed and "not yet" not in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PATHS[1:9], ids=[path.stem[:2] for path in PATHS[1:9]])
+def test_a_solved_notebook_runs_on_what_its_reader_wrote(path, tmp_path):
+    write_handout(tmp_path / "course", [path], solutions=True)
+    result = run_apart(tmp_path / "course" / path.name, {})
+    assert result.returncode == 0, report(result)
+    expected = sum(len(re.findall(r"yours\(\"", cell.source)) for cell in code_cells(read(path)))
+    assert result.stdout.count("From here on, your ") == expected and "runs our" not in result.stdout
 
 
 @each_notebook

@@ -211,7 +211,7 @@ def square_on_contours(hessian: Tensor, start: Tensor, alpha: float) -> Picture:
     ax.plot([], [], color=COLOURS["before"], linestyle="--", label="starts θ")
     ax.plot([], [], color=COLOURS["after"], label="their ends φ")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    flat, steep = (_digits(1 - alpha * e) for e in np.linalg.eigvalsh(_numpy(hessian)))
+    flat, steep = (_digits(1 - float(alpha) * e) for e in np.linalg.eigvalsh(_numpy(hessian)))
     return Picture(
         figure,
         "A square of starts on the contours of a bowl becomes a parallelogram. Distances are multiplied by "
@@ -229,7 +229,7 @@ def square_slider(hessian: Tensor, start: Tensor, alphas: Sequence[float]) -> No
 
 
 def _square(ax: Axes, h: np.ndarray, centre: np.ndarray, alpha: float) -> None:
-    jacobian = np.eye(2) - alpha * h
+    jacobian = np.eye(2) - float(alpha) * h
     corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]])
     before, after = centre + corners, (centre + corners) @ jacobian.T
     reach = 1.12 * max(np.abs(before).max(), min(np.abs(after).max(), 2 * np.abs(before).max()))

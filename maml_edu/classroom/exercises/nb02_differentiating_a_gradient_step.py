@@ -21,9 +21,9 @@ def distance_after_the_step() -> float:
 # ---------------------------------------------------------------- 2.2
 
 
-def flattening_alpha() -> Tensor:
+def flattening_alpha() -> float:
     eigenvalues = torch.linalg.eigvalsh(torch.tensor([[2.2, 0.8], [0.8, 1.0]], dtype=torch.float64))
-    return 1 / eigenvalues.max()  # 1 − αλ = 0 happens first for the largest λ
+    return 1 / eigenvalues.max().item()  # 1 − αλ = 0 happens first for the largest λ
 
 
 # ---------------------------------------------------------------- 2.3
