@@ -149,6 +149,19 @@ def clips_at_ten(loss, theta, batch, alpha, steps):
     return {name: g * min(1.0, 10 / length) for name, g in gradient.items()}
 
 
+def clips_inside_at_a_hundred(loss, theta, batch, alpha, steps):
+    """Inner gradients longer than 100 are shortened: notebook 06 says that `diagnose` doesn't see it."""
+    phi = {name: p.expand(len(batch.support_x), *p.shape) for name, p in theta.items()}
+    for _ in range(steps):
+        g = torch.autograd.grad(loss(phi, *batch[:2]).sum(), list(phi.values()), create_graph=True)
+        length = sum(d.flatten(1).square().sum(1) for d in g).sqrt()
+        shorter = (100 / length).clamp(max=1)
+        each = alpha if isinstance(alpha, dict) else dict.fromkeys(phi, alpha)
+        phi = {n: p - each[n] * d * shorter.view(-1, *[1] * (d.dim() - 1)) for (n, p), d in zip(phi.items(), g)}
+    objective = loss(phi, *batch[2:]).mean()
+    return dict(zip(theta, torch.autograd.grad(objective, list(theta.values()), materialize_grads=True)))
+
+
 def weighted(loss, theta, batch, alpha, steps):
     """The last task counts twice."""
     twice = TaskBatch(*(torch.cat([field, field[-1:]]) for field in batch))
@@ -240,6 +253,7 @@ CASES = {
     "cut": (cut_at_the_first_step, "cut", "K = 3: step 1"),
     "missing": (without("b2"), "missing", "b2"),
     "None": (lambda *_: None, "form", "returns None"),
+    "clips the inner gradient at 100": (clips_inside_at_a_hundred, "exact", "exact meta-gradient"),
     "a list": (lambda loss, theta, *_: list(theta.values()), "form", "list"),
     "no mean": (lambda loss, theta, batch, *_: {n: torch.stack([p] * 2) for n, p in theta.items()}, "form", "shape"),
     "not a number": (lambda loss, theta, *_: {n: p * math.nan for n, p in theta.items()}, "nan", "w1"),

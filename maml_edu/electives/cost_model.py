@@ -124,6 +124,7 @@ def meta_gradient_bytes(
     """The most bytes alive at one time while one meta-gradient is taken, what it is given not counted; good to 10 %.
 
     examples: of the support set, or of the query set if that is larger. Numbers are float32, 4 bytes each.
+    α is one number; with a step size for each parameter, α∘v is one more set of parameters.
     """
     _checked(method, tasks=tasks, support=examples)
     theta, activations = (4 * tasks * n for n in (net.parameters, examples * net.activations))
