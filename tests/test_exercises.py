@@ -84,3 +84,15 @@ def test_a_wrong_set_of_letters_is_printed_in_order(capsys):
 def test_nan_is_not_told_the_answer(capsys):
     check("2.1", float("nan"))
     assert "NaN" in (out := capsys.readouterr().out) and "expected" not in out
+
+
+@pytest.mark.parametrize("answer", [[1, 2], {1, "A"}, ("A", None), [["A"]], {"A": 1}, "", set(), 3.0, {("A",)}, b"AB"])
+def test_a_set_of_anything_else_is_not_yet(answer, capsys):
+    check("6.2", answer)
+    assert capsys.readouterr().out.startswith("Exercise 6.2: not yet.")
+
+
+@pytest.mark.parametrize("tasks", [float("nan"), float("inf"), "many", (1, 2), 1j, [13830]])
+def test_tasks_that_are_no_number_of_tasks(tasks, capsys):
+    check("8.3", lambda s, half_width: tasks)
+    assert capsys.readouterr().out.startswith("Exercise 8.3: not yet.")

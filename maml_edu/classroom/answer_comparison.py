@@ -76,7 +76,7 @@ def _kind(value: object) -> str:
 def _as_sequence(yours: Any, expected: Any) -> Any:
     """A tensor or array given for a tuple or list is read entry by entry; letters given for a set of letters too."""
     if isinstance(expected, (set, frozenset)) and isinstance(yours, (str, tuple, list)):
-        return {letter for letter in yours if letter not in " ,"}
+        return {letter for letter in yours if letter not in " ,"} if all(isinstance(t, str) for t in yours) else yours
     if isinstance(expected, (tuple, list)) and isinstance(yours, (Tensor, np.ndarray)) and yours.ndim:
         return list(yours)
     return yours

@@ -105,7 +105,7 @@ def _whole_tasks(function: Callable) -> Callable:
     def examined(s: float, half_width: float) -> object:
         tasks = function(s, half_width)
         number = isinstance(tasks, (int, float)) or (isinstance(tasks, Tensor) and tasks.numel() == 1)
-        return math.ceil(float(tasks) - 1e-6) if number else tasks
+        return math.ceil(float(tasks) - 1e-6) if number and math.isfinite(tasks) else tasks
 
     return examined
 
